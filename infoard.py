@@ -26,16 +26,13 @@ Of InfoARD only the abstract is public. The formulas that make it concrete (the 
 """
 import argparse
 import contextlib
-import dataclasses
 import difflib
-import functools
 import hashlib
 import importlib
 import io
 import json
 import math
 import os
-import platform
 import re
 import shutil
 import signal
@@ -43,7 +40,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -52,11 +49,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-try:
-    from tqdm import tqdm
-except ImportError:  # no bar then
-    tqdm = None
 
 # ==== 1. Notation and configuration ===============================================================
 # x [B,C,H,W] in [0,1] (normalisation lives inside the model), y [B], K classes
@@ -94,8 +86,10 @@ def need(module: str, what: str):
 
 def progress_bar(items, text: str = ""):
     """items, with a bar if there is a text, a terminal and tqdm, and no --no-progress."""
-    if text and tqdm and os.environ.get("INFOARD_PROGRESS") != "0":
-        return tqdm(items, desc=text, leave=False, disable=None)  # None: off where no terminal is
+    with contextlib.suppress(ImportError):
+        from tqdm import tqdm
+        if text and os.environ.get("INFOARD_PROGRESS") != "0":
+            return tqdm(items, desc=text, leave=False, disable=None)  # None: off without a terminal
     return items
 
 def save(path: Path, content) -> None:
@@ -115,10 +109,11 @@ def save(path: Path, content) -> None:
             os.fsync(f.fileno())
         os.replace(part, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise InfoardError(f"cannot write {path} ({error.strerror}); what was saved before is "
                            "untouched: free space or choose another --out") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 @dataclass(frozen=True, eq=False)
 class Threat:
@@ -133,15 +128,15 @@ class Threat:
     counts: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        fine = isinstance(self.eps, Tensor) or 0 <= self.eps <= 1
-        require(fine, f"eps must lie in [0, 1], got {self.eps}: write 8/255 or 0.0314")
+        if not isinstance(self.eps, Tensor) and not 0 <= self.eps <= 1:
+            raise InfoardError(f"eps must lie in [0, 1], got {self.eps}: write 8/255 or 0.0314")
+        require(isinstance(self.steps, Tensor) or self.steps >= 0, "steps must not be negative")
 
     def schedule(self, batch: int) -> tuple[Tensor | None, tuple[int, ...]]:
         """(order, counts): samples by falling steps; step t attacks the first counts[t] of them."""
         if isinstance(self.steps, int):
             return None, (batch,) * self.steps
-        shape = list(self.steps.shape)
-        require(shape == [batch], f"steps must be an int or [{batch}], got {shape}")
+        require(self.steps.shape == (batch,), f"steps must be an int or of shape [{batch}]")
         order = self.steps.argsort(descending=True, stable=True)
         return order, self.counts or active_counts(self.steps.tolist())
 
@@ -169,7 +164,6 @@ class Config:
     teacher_norm: str = opt("none", "normalisation a file expects: none, cifar10, cifar100")
     teacher_framework: str = opt("trades", "how a missing teacher is trained", "trades at natural")
     teacher_epochs: int = opt(None, "epochs for a missing teacher; default: --epochs", low=1)
-    # method
     framework: str = opt("rslad", "the base framework: natural, at, trades or rslad")
     infoard: bool = opt(True, "add InfoARD to the base framework")
     asa: str = opt("teacher", "what strength follows; uniform, shuffled: controls; off: one eps",
@@ -189,7 +183,6 @@ class Config:
     eps: float = opt(8 / 255, "L-infinity radius, x in [0,1]; write 8/255 or 0.0314", low=0, high=1)
     steps: int = opt(None, "attack steps in training", low=1)
     step_size: float = opt(2 / 255, "attack step; write 2/255 or 0.0078", low=0, high=1)
-    # optimisation
     epochs: int = opt(None, "passes over the training images", low=1)
     batch_size: int = opt(128, "images per step", low=2)
     lr: float = opt(0.1, "peak learning rate of SGD with momentum 0.9", low=0)
@@ -200,7 +193,6 @@ class Config:
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps")
     amp: str = opt("auto", "half precision; auto: bf16 if in hardware", "auto bf16 fp16 off")
     compile: bool = opt(False, "torch.compile the student")
-    # evaluation and files
     attacks: str = opt("clean,fgsm,pgd,cw,apgd", "at the end; aa: AutoAttack, apgd: its APGD parts")
     eval_subset: int = opt(None, "test images; 0: all; default: 500 on a CPU, else all", low=0)
     eval_batch: int = opt(256, "images per evaluation batch", low=1)
@@ -210,7 +202,7 @@ class Config:
     progress: bool = opt(True, "show a bar on a terminal")
 
     def __post_init__(self):
-        for f in dataclasses.fields(self):
+        for f in fields(self):
             value, flag, known = getattr(self, f.name), f"--{f.name.replace('_', '-')}", f.metadata
             if known["choices"]:
                 lookup(known["choices"], value, flag)
@@ -223,11 +215,11 @@ class Config:
         preset = PRESETS["shapes" if self.dataset == "shapes" else "images"]
         fill = {k: v for k, v in preset.items() if getattr(self, k) is None}
         infoard = self.infoard and self.framework != "natural"
-        cfg = dataclasses.replace(self, infoard=infoard, **fill)
+        cfg = replace(self, infoard=infoard, **fill)
         require(cfg.steps_lo <= cfg.steps, f"--steps-lo must be at most --steps, {cfg.steps}")
         plain = "" if infoard or cfg.framework == "natural" else "-plain"
         out = cfg.out or f"runs/{cfg.dataset}-{cfg.student}-{cfg.framework}{plain}-s{cfg.seed}"
-        return dataclasses.replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
+        return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
 
 # ==== 2. Divergences and margins ==================================================================
 def full(x: Tensor) -> Tensor:
@@ -236,10 +228,7 @@ def full(x: Tensor) -> Tensor:
 
 # KL(p || q) = sum_k p_k (log p_k - log q_k),   p = softmax(p_logits/tau), q = softmax(q_logits/tau)
 def kl(p_logits: Tensor, q_logits: Tensor, tau: float = 1.0) -> Tensor:
-    """Kullback-Leibler divergence in nats, summed over classes: [B,K], [B,K] -> [B].
-
-    Its mean is torch's "batchmean"; code with torch's "mean" has K times smaller losses.
-    """
+    """Divergence in nats, summed over classes: [B,K], [B,K] -> [B]; its mean is "batchmean"."""
     log_p = F.log_softmax(full(p_logits) / tau, dim=1)
     log_q = F.log_softmax(full(q_logits) / tau, dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
@@ -272,9 +261,8 @@ def predict(net: Callable, x: Tensor) -> Tensor:
     with torch.no_grad(), frozen_eval(net):
         return full(net(x))
 
-# x'_{t+1} = P( x'_t + alpha sign grad_x' objective(x'_t) ),                                 [Madry]
-# P: onto {|x' - x|_inf <= eps} and [0,1];  x'_0 = x + uniform(-eps, eps) [Madry], x + 0.001 normal
-# [TRADES], x (none), or a given tensor
+# x'_{t+1} = P( x'_t + alpha sign grad_x' objective(x'_t) ), P: onto |x' - x|_inf <= eps and [0,1],
+# x'_0 = x + uniform(-eps, eps) [Madry], x + 0.001 normal [TRADES], x (none), or a given tensor
 def pgd(objective: Callable, x: Tensor, *, threat: Threat, init: str | Tensor = "uniform",
         generator: torch.Generator | None = None) -> Tensor:
     """Projected gradient ascent of a per-sample objective under an L-infinity threat.
@@ -300,8 +288,7 @@ def pgd(objective: Callable, x: Tensor, *, threat: Threat, init: str | Tensor = 
         z = x_adv[:n].detach().requires_grad_()
         with torch.enable_grad():
             value = objective(z) if order is None else objective(z, order[:n])
-            require(value.shape == (n,), f"an objective returns [{n}], one value per sample, "
-                                         f"not {list(value.shape)}")
+            require(value.shape == (n,), f"objective(x') must be [{n}], not {list(value.shape)}")
             (grad,) = torch.autograd.grad(value.sum(), z)
         x_adv[:n] = (z.detach() + alpha[:n] * grad.sign()).clamp(lo[:n], hi[:n])
     return x_adv if order is None else torch.empty_like(x_adv).index_copy_(0, order, x_adv)
@@ -331,11 +318,10 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor = 8 / 25
     """One step of size eps from x itself [FGSM]."""
     return pgd_ce(model, x, y, threat=Threat(eps, eps, 1), init="none")
 
-@functools.lru_cache
 def step_table(batch: int, lo: int, hi: int, even: bool = False) -> tuple[int, ...]:
-    """Steps at rank r: lo + (hi - lo) r/(B-1), rounded half up; even: the same sum, spread."""
-    last = max(batch - 1, 1)
-    table = [(2 * lo * last + 2 * (hi - lo) * r + last) // (2 * last) for r in range(batch)]
+    """Steps at u = r/(B-1): lo + (hi - lo) u, rounded half up; even: the same sum, spread."""
+    shares = [r / (batch - 1) for r in range(batch)] if batch > 1 else [0.5]
+    table = [int(lo + (hi - lo) * u + 0.5) for u in shares]
     return tuple((sum(table) + r) // batch for r in range(batch)) if even else tuple(table)
 
 # u_i = rank(signal_i)/(B-1),  lam_i = lam_lo + (lam_hi - lam_lo) u_i,                        [ours]
@@ -353,9 +339,9 @@ def instance_strength(signal: Tensor, *, threat: Threat, lam: tuple[float, float
     batch, device = len(signal), signal.device
     rank = signal.argsort(stable=True).argsort()
     if control == "shuffled":
-        rank = torch.randperm(batch, generator=generator).to(device)
-    u = torch.full((batch,), 0.5, device=device) if control == "uniform" or batch == 1 \
-        else rank / (batch - 1)
+        place = generator.device if generator else "cpu"
+        rank = torch.randperm(batch, generator=generator, device=place).to(device)
+    u = 0.5 + 0.0 * rank if control == "uniform" or batch == 1 else rank / (batch - 1)
     scale = 1 + ramp * (lam[0] + (lam[1] - lam[0]) * u - 1)
     steps, counts = threat.steps, None
     if steps_lo and steps_lo != threat.steps:
@@ -366,7 +352,6 @@ def instance_strength(signal: Tensor, *, threat: Threat, lam: tuple[float, float
 # ==== 4. Mutual information: lower bounds from a score matrix, in nats ============================
 # f_ij = scores[i,j] = f(x_i, y_j);   E_p: mean of the diagonal, pairs of the joint distribution;
 # E_q: mean off the diagonal, pairs of the product of marginals. Inputs are left as they are.
-
 def off_diagonal(scores: Tensor) -> Tensor:
     """[B,B] -> [B,B-1], row by row, without the diagonal."""
     b = len(scores)
@@ -376,7 +361,7 @@ def off_diagonal(scores: Tensor) -> Tensor:
 # I >= log B + E_i[ f_ii - log sum_j exp f_ij ]                                [CPC], [Poole] eq. 10
 def infonce(scores: Tensor) -> Tensor:
     """InfoNCE: low variance, never above log B, hence biased low when I is larger."""
-    return math.log(len(scores)) + (scores.diag() - scores.logsumexp(1)).mean()
+    return math.log(scores.shape[1]) + (scores.diag() - scores.logsumexp(1)).mean()
 
 # I >= E_p[f] - log E_q[exp f]                                                                  [DV]
 def donsker_varadhan(scores: Tensor) -> Tensor:
@@ -481,10 +466,10 @@ def attention_map(f: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     return F.normalize(energy.flatten(1), dim=1)
 
 def attention_scores(s: Tensor, t: Tensor, tau: float = 0.2) -> Tensor:
-    """Cosines of centred attention maps over tau: [B,C,H,W], [B,C',H',W'] -> [B,B]."""
+    """Cosines of attention maps over tau, [B,C,H,W], [B,C',H',W'] -> [B,B]; of centred ones, since
+    energies are positive and the raw cosine of any two maps is close to 1."""
     size = tuple(map(min, s.shape[-2:], t.shape[-2:]))
     maps = (attention_map(f, size) for f in (s, t))
-    # centred because energies are positive: the raw cosine of any two maps is close to 1
     a, b = (F.normalize(m - m.mean(1, keepdim=True), dim=1) for m in maps)  # [B, h*w]
     return a @ b.T / tau
 
@@ -521,13 +506,13 @@ class InfoARD(nn.Module):
         x = torch.zeros(2, *image_shape, device=next(student.parameters()).device)
         self.asa, self.lam, self.tau, self.terms = asa, lam, tau, {}
         self.bound = None if mim == "off" else lookup(BOUNDS, mim, "mutual-information bound")
-        weights = dict(feat=self.bound and w_feat, att=self.bound and w_att, rel=w_rel)
-        self.weights = {name: w for name, w in weights.items() if w}
         self.student_taps, self.teacher_taps = Taps(student, x), Taps(teacher, x)
         wide_s, wide_t = self.student_taps.widths, self.teacher_taps.widths
         stages = ([n for n in w if n != "penultimate"][::-1] for w in (wide_s, wide_t))
         self.pairs = list(zip(*stages))[:3]  # noqa: B905, deepest with deepest
-        self.n_stages = len(self.pairs)
+        weights = dict(feat=w_feat if self.bound else 0, rel=w_rel,
+                       att=w_att if self.bound and self.pairs else 0)
+        self.weights = {name: w for name, w in weights.items() if w}
         self.pairs += [(n, n) for n in wide_s if n == "penultimate" and n in wide_t]
         require(self.pairs or not self.weights, "no feature maps to compare: use --mim off")
         make = GaussianCritic if mim == "vid" else partial(Critic, dim=dim, tau=tau)
@@ -552,7 +537,7 @@ class InfoARD(nn.Module):
         maps = [(full(s_maps[a]), full(t_maps[b]).detach()) for a, b in self.pairs]
         if not self.weights or len(maps[0][0]) < 2:  # one image alone makes no pairs
             return torch.zeros((), device=next(iter(s_maps.values())).device)
-        stages = maps[:self.n_stages]
+        stages = [pair for pair in maps if pair[0].dim() == 4]
         values = dict(
             feat=lambda: [self.bound(f(*pair)) for f, pair in zip(self.critics, maps, strict=True)],
             att=lambda: [self.bound(attention_scores(*pair, self.tau)) for pair in stages],
@@ -581,7 +566,7 @@ class Step:
                  generators: dict | None = None):
         self.student, self.teacher, self.x, self.y = student, teacher, x, y
         self.cfg, self.info, self.progress, self.generators = cfg, info, progress, generators or {}
-        self.threat = Threat(cfg.eps, cfg.step_size, cfg.steps)
+        self.threat, self.x_adv = Threat(cfg.eps, cfg.step_size, cfg.steps), x
 
     @cached_property
     def t(self) -> Tensor:
@@ -592,7 +577,9 @@ class Step:
 
     @cached_property
     def s(self) -> Tensor:
-        return full(self.student(self.x))
+        s = full(self.student(self.x))
+        _ = self.info and self.info.student_taps.take()  # no graph may outlive its step
+        return s
 
     @cached_property
     def s_adv(self) -> Tensor:
@@ -781,8 +768,7 @@ MODELS = dict(resnet18=resnet, preact_resnet18=partial(resnet, preact=True), wrn
               mobilenet_v2=mobilenet_v2, tiny=tiny, tiny_wide=partial(tiny, width=32))
 PUBLISHED = dict(  # clean accuracy in RobustBench's model_info, where a teacher's name contains:
     Chen2021LTD_WRN34_10=85.21, Chen2021LTD_WRN34_20=86.03, Zhang2019Theoretically=84.92,
-    Gowal2020Uncovering_70_16=85.29, Gowal2021Improving_28_10=87.50, Wang2023Better_WRN_28_10=92.44,
-    Wang2023Better_WRN_70_16=93.25, Bartoldson2024Adversarial_WRN_94_16=93.68)
+    Gowal2021Improving_28_10=87.50, Wang2023Better_WRN_28_10=92.44, Bartoldson2024=93.68)
 
 def build_model(name: str, classes: int = 10, size: int = 32, **options) -> nn.Module:
     """A net of MODELS or any wrn_<depth>_<width>[_silu] with depth 6n + 4."""
@@ -798,9 +784,8 @@ def load_tensors(path: str | Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file makes the unpickler raise
-        unsafe = "Unsupported" in str(error) or "GLOBAL" in str(error)
-        reason = "holds code, not only tensors: save its state_dict() alone" if unsafe else \
-            "is truncated or not a PyTorch file: get it again"
+        reason = "holds code, not only tensors: save its state_dict() alone" \
+            if "GLOBAL" in str(error) else "is truncated or not a PyTorch file: get it again"
         raise InfoardError(f"{path} {reason}") from None
     require(isinstance(state, dict), f"{path} holds no state dict but a {type(state).__name__}")
     return state
@@ -821,7 +806,6 @@ def infer_arch(state: dict[str, Tensor]) -> tuple[str, dict]:
     """(name, options) of the net that bare weights belong to."""
     def count(pattern):
         return len({m[1] for k in state if (m := re.match(pattern, k))})
-
     if "block1.layer.0.conv1.weight" in state:
         depth, width = count(r"block1\.layer\.(\d+)"), len(state["block1.layer.0.bn2.weight"])
         return f"wrn_{6 * depth + 4}_{width // 16}", dict(bias="fc.bias" in state)
@@ -847,21 +831,21 @@ def load_weights(path: str | Path, arch: str | None = None, size: int = 32,
     try:
         name, options = infer_arch(state)
         require((arch or name).startswith(name), f"holds a {name}, not the {arch} asked for")
-        classes = len(state["fc.weight" if "fc.weight" in state else "linear.weight"])
-        net = build_model(arch or name, classes, file.get("size", size), **options)
-        net.load_state_dict(state)
+        head = next((state[k] for k in ("fc.weight", "linear.weight") if k in state), [])
+        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
+            net = build_model(arch or name, len(head), file.get("size", size), **options)
+        net.load_state_dict(state, assign=True)
     except (InfoardError, RuntimeError) as error:
-        raise InfoardError(f"{path}: {' '.join(str(error).split())[:300]}") from None
+        raise InfoardError(f"{path} {' '.join(str(error).split())[:300]}") from None
     net[0] = Normalize(*(normaliser or lookup(NORMS, norm, "normalisation")))
-    return net
+    return net.float()
 
 def load_teacher(path_or_id: str, arch: str | None = None, num_classes: int | None = None, *,
                  size: int = 32, norm: str = "none", dataset: str = "cifar10",
                  device: str | torch.device = "cpu") -> nn.Module:
     """A frozen net in eval mode, from a file, robustbench:ID or module:factory.
 
-    Keys do not tell everything: say norm (of NORMS) and arch "wrn_28_10_silu" where needed, and
-    follow with check_teacher, since a strict load proves little.
+    What keys do not tell must be said: norm (of NORMS), arch "wrn_28_10_silu"; see check_teacher.
     """
     module, _, name = path_or_id.partition(":")
     try:
@@ -873,8 +857,8 @@ def load_teacher(path_or_id: str, arch: str | None = None, num_classes: int | No
         else:
             sys.path.append(os.getcwd())
             net = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError) as error:
-        raise InfoardError(f"teacher {path_or_id} cannot be imported: {error}") from None
+    except Exception as error:  # whatever foreign code raises
+        raise InfoardError(f"teacher {path_or_id}: {error}") from None
     require(isinstance(net, nn.Module), f"{path_or_id} gives a {type(net).__name__}, no nn.Module")
     net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     z = predict(net, torch.full((2, 3, size, size), 0.5, device=device))  # [2, K]
@@ -979,11 +963,13 @@ def read_folder(place: Path, size: int, cache: Path) -> Data:
     if not cache.exists():
         from torchvision.datasets import ImageFolder
         train, notes = ImageFolder(place / "train"), place / "val" / "val_annotations.txt"
-        if notes.exists():
+        if notes.exists() and (place / "val" / "images").is_dir():
             truth = [line.split("\t")[:2] for line in notes.read_text().splitlines()]
             test = [(place / "val" / "images" / f, train.class_to_idx[k]) for f, k in truth]
         else:
-            other = ImageFolder(place / ("test" if (place / "test").exists() else "val"))
+            known = [p for p in ("test", "val") for k in train.classes if (place / p / k).is_dir()]
+            require(known, f"{place} has neither test/ nor val/ with the classes of train/")
+            other = ImageFolder(place / known[0])
             test = [(f, train.class_to_idx[other.classes[k]]) for f, k in other.samples]
         with made_whole(cache) as part:
             for x, y, samples in ((*names[:2], train.samples), (*names[2:], test)):
@@ -1072,10 +1058,11 @@ def correct(net: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None
             text: str = "") -> Tensor:
     """Which samples are classified right, bool [N] on the CPU, after attack(net, x, y) if given."""
     device, hits = next(net.parameters()).device, [torch.zeros(0, dtype=torch.bool)]
-    for i in progress_bar(range(0, len(x), size), text):
-        x_b, y_b = to_float(x[i:i + size], device), y[i:i + size].to(device)
-        x_b = attack(net, x_b, y_b) if attack else x_b
-        hits.append((predict(net, x_b).argmax(1) == y_b).cpu())
+    with frozen_eval(net):
+        for i in progress_bar(range(0, len(x), size), text):
+            x_b, y_b = to_float(x[i:i + size], device), y[i:i + size].to(device)
+            x_b = attack(net, x_b, y_b) if attack else x_b
+            hits.append((predict(net, x_b).argmax(1) == y_b).cpu())
     return torch.cat(hits)
 
 def percent(hits: Tensor) -> float:
@@ -1088,7 +1075,7 @@ def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int)
     known = next((f", published {v}" for k, v in PUBLISHED.items() if k.lower() in plain), "")
     print(f"teacher {name}: clean accuracy {accuracy} on {len(x)} test images{known}")
     require(accuracy > 200 / classes, f"teacher {name} has clean accuracy {accuracy}, chance is "
-            f"{100 / classes:.1f}: a wrong file, another order of classes, or --teacher-norm")
+            f"{100 / classes:.1f}: wrong file or class order, --teacher-norm or --teacher-epochs")
     return accuracy
 
 ATTACKS = dict(  # attack(net, x, y, eps, g); steps grow with eps: 2/255 and 0.003 at 8/255
@@ -1097,10 +1084,13 @@ ATTACKS = dict(  # attack(net, x, y, eps, g); steps grow with eps: 2/255 and 0.0
         net, x, y, threat=Threat(eps, eps / 4, 20), generator=g),
     pgd_trades=lambda net, x, y, eps, g: pgd_ce(
         net, x, y, threat=Threat(eps, eps * 0.003 * 255 / 8, 20), generator=g),
-    cw=lambda net, x, y, eps, g: cw_linf(net, x, y, threat=Threat(eps, eps / 4, 30), generator=g),
-)
+    cw=lambda net, x, y, eps, g: cw_linf(net, x, y, threat=Threat(eps, eps / 4, 30), generator=g))
 ASKED = dict(clean=(), fgsm=("fgsm",), pgd=("pgd_sat", "pgd_trades"), cw=("cw",), apgd=(), aa=())
 METRICS = ("clean", "fgsm", "pgd_sat", "pgd_trades", "cw", "apgd", "aa", "worst", "worst_class")
+
+def asked(attacks: str) -> list[str]:
+    """The names in "clean,pgd,aa", all of them known."""
+    return [lookup(list(ASKED), name.strip(), "attack") for name in attacks.split(",")]
 
 def autoattack(net: nn.Module, x: Tensor, y: Tensor, parts: list[str], *, eps: float, size: int,
                seed: int, classes: int) -> Iterator[tuple[str, Tensor]]:
@@ -1119,7 +1109,7 @@ def interval(share: float, n: int) -> list[float]:
     """Wilson's 95% interval of a share of n samples, in per cent."""
     z = 1.96
     half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    ends = (share + z * z / (2 * n) + side * half for side in (-1, 1))
+    ends = share + z * z / (2 * n) - half, share + z * z / (2 * n) + half
     return [round(100 * end / (1 + z * z / n), 2) for end in ends]
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255,
@@ -1132,9 +1122,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255,
     that was run, worst_class: that of the weakest class; None: not run; ci95: Wilson's intervals;
     warnings: signs that gradients are masked.
     """
-    wanted = [w.strip() for w in attacks.split(",")]
-    for w in wanted:
-        lookup(ASKED, w, "attack")
+    wanted = asked(attacks)
     require(len(x) and (x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1),
             "evaluate needs images in [0, 1]: normalise inside the model")
     classes, after = classes or int(y.max()) + 1, {}
@@ -1201,7 +1189,7 @@ class Run:
     def __init__(self, cfg: Config, data: Data, teacher: nn.Module | None, device: torch.device):
         self.cfg, self.data, self.teacher, self.device = cfg, data, teacher, device
         size, dtype = data.x_train.shape[-1], amp_dtype(cfg.amp, device)
-        self.label = dict(format="infoard-1", config=dataclasses.asdict(cfg), size=size,
+        self.label = dict(format="infoard-1", config=asdict(cfg), size=size,
                           classes=data.classes)  # what every checkpoint says of its net
         with torch.random.fork_rng():
             torch.manual_seed(cfg.seed)
@@ -1245,7 +1233,7 @@ class Run:
         require("at" in state, f"{path} is no checkpoint to go on from: choose another --out")
         free = ("device", "out", "resume", "figures", "progress", "attacks", "eval_subset",
                 "eval_batch", "data_dir", "download", "compile")
-        for name, value in dataclasses.asdict(self.cfg).items():
+        for name, value in asdict(self.cfg).items():
             old, flag = state["config"].get(name), f"--{name.replace('_', '-')}"
             require(name in free or old == value, f"{path} was made with {flag} {old}, not {value}"
                     ": say the same or choose another --out")
@@ -1324,14 +1312,14 @@ def get_teacher(cfg: Config, data: Data, device: torch.device) -> nn.Module | No
             student=cfg.teacher_arch, framework=cfg.teacher_framework, epochs=cfg.teacher_epochs,
             data_dir=cfg.data_dir if cfg.dataset == "folder" else "")
         key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
-        name = f"{cfg.dataset}-{cfg.teacher_arch}-{cfg.teacher_framework}-{key}"
-        out, path = f"runs/teachers/{name}", f"runs/teachers/{name}/best.pt"
+        out = f"runs/teachers/{cfg.dataset}-{cfg.teacher_arch}-{cfg.teacher_framework}-{key}"
         if not Path(out, "results.json").exists():
             print(f"no --teacher: training one, kept in {out}")
             train(Config(**recipe | dict(
                 infoard=False, figures=False, out=out, resume=True, attacks="clean,pgd",
                 data_dir=cfg.data_dir, download=cfg.download, device=cfg.device,
                 eval_subset=cfg.eval_subset)))
+        path = f"{out}/best.pt"
     teacher = load_teacher(path, cfg.teacher and cfg.teacher_arch, len(data.classes), size=size,
                            norm=cfg.teacher_norm, dataset=cfg.dataset, device=device)
     check_teacher(teacher, data.x_test[:1000], data.y_test[:1000], path, len(data.classes))
@@ -1346,12 +1334,13 @@ def train(cfg: Config) -> dict:
         return json.loads((out / "results.json").read_text())
     require(cfg.resume or not (out / "last.pt").exists(),
             f"{out} holds an unfinished run: go on with --resume, or choose another --out")
-    lookup(FRAMEWORKS, cfg.framework, "framework")
-    build_model(cfg.student, 2)
+    _ = lookup(FRAMEWORKS, cfg.framework, "framework"), asked(cfg.attacks)  # before the work begins
+    with torch.device("meta"):
+        build_model(cfg.student)
     file = Path(cfg.teacher or "")
     save(out / "config.json", dict(
-        settings=dataclasses.asdict(cfg), argv=sys.argv, python=sys.version.split()[0],
-        torch=torch.__version__, numpy=np.__version__, machine=platform.platform(),
+        settings=asdict(cfg), argv=sys.argv, python=sys.version.split()[0],
+        torch=torch.__version__, machine=sys.platform, threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name() if device.type == "cuda" else None,
         source_sha256=hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
         teacher_sha256=hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None))
@@ -1359,10 +1348,9 @@ def train(cfg: Config) -> dict:
     run = Run(cfg, data, get_teacher(cfg, data, device), device)
     if (out / "last.pt").exists():
         run.load(out / "last.pt")
-    at, batches = run.at, math.ceil(len(run.train) / cfg.batch_size)
+    at, batches, caught = run.at, math.ceil(len(run.train) / cfg.batch_size), []
     print(f"{out}: {cfg.student} by {cfg.framework}{' + InfoARD' * cfg.infoard}, {len(run.train)} "
           f"training and {len(run.val)} validation images, {device}, from epoch {at['epoch'] + 1}")
-    caught = []
 
     def stop(number, _):
         caught.append(number)
@@ -1374,7 +1362,7 @@ def train(cfg: Config) -> dict:
                 stack.callback(signal.signal, number, signal.signal(number, stop))
         for epoch in range(at["epoch"], cfg.epochs):
             began, first = time.time(), at["position"]
-            left = range(first // cfg.batch_size, batches)
+            left = range(math.ceil(first / cfg.batch_size), batches)
             for i in progress_bar(left, f"epoch {epoch + 1}"):
                 run.step()
                 if epoch == 0 and i == 4:
@@ -1404,21 +1392,20 @@ def test_images(data: Data, n: int | None, device: torch.device) -> tuple[Tensor
 
 def finish(run: Run, out: Path) -> dict:
     """The one look at the test images: last and best under all attacks, tables, figures."""
-    cfg, at = run.cfg, run.at
+    cfg, at, net = run.cfg, run.at, run.evaluated
     x, y = test_images(run.data, cfg.eval_subset, run.device)
     examine = partial(evaluate, x=x, y=y, eps=cfg.eps, attacks=cfg.attacks,
                       batch_size=cfg.eval_batch, classes=len(run.data.classes))
-    results = dict(last=examine(run.evaluated) | dict(epoch=at["epoch"]))
+    results = dict(last=examine(net) | dict(epoch=at["epoch"]))
     results["best"] = results["last"]
     if at["best_epoch"] != at["epoch"]:
         best = load_weights(out / "best.pt").to(run.device, memory_format=torch.channels_last)
         results["best"] = examine(best) | dict(epoch=at["best_epoch"])
     if cfg.figures:
         few, g = (x[:256], y[:256]), torch.Generator(run.device).manual_seed(0)
-        attacks = {str(n): partial(ATTACKS["pgd_sat"], eps=n / 255, g=g)
-                   for n in (0, 2, 4, 8, 12, 16, 24, 32, 64)}
-        results["over_eps"] = {n: percent(correct(run.evaluated, *few, attack))
-                               for n, attack in attacks.items()}
+        results["over_eps"] = {
+            str(n): percent(correct(net, *few, partial(ATTACKS["pgd_sat"], eps=n / 255, g=g)))
+            for n in (0, 2, 4, 8, 12, 16, 24, 32, 64)}
         if survivors := results["over_eps"]["64"]:
             results["last"]["warnings"].append(f"{survivors}% survive eps = 64/255")
         save(out / "sheet.pt", sheet(run, *few))
@@ -1522,6 +1509,7 @@ def figure_sheet(plt, x, x_adv, y, lead, maps, said, eps, classes):
         for ax, title, picture in zip(line, columns, pictures, strict=True):
             ax.imshow(picture, cmap="magma")
             ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
             ax.set_title(title.replace(" ", "\n") if i == 0 else "", fontsize=7)
             if title in said:
                 right = said[title][i] == y[i]
@@ -1533,11 +1521,11 @@ def figure_sheet(plt, x, x_adv, y, lead, maps, said, eps, classes):
 def number(text: str) -> float:
     """8/255 or 0.0314 as a float."""
     above, _, below = text.partition("/")
-    return float(above) / float(below or 1)
+    return float(above) / (float(below or 1) or math.nan)
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """An option for each field of Config; the result holds only those that were given."""
-    for f in dataclasses.fields(Config):
+    for f in fields(Config):
         preset = " or ".join(str(p[f.name]) for p in PRESETS.values() if f.name in p)
         default = f"{255 * f.default:.0f}/255" if f.name in ("eps", "step_size") else f.default
         shown = preset or default
@@ -1565,8 +1553,7 @@ def run_eval(path: str, **given) -> None:
     print(report({Path(path).name: result}))
     print("95% intervals:", ", ".join(f"{k} {lo}-{hi}" for k, (lo, hi) in result["ci95"].items()))
     if cfg.out:
-        result |= dict(checkpoint=path, dataset=cfg.dataset, eps=cfg.eps)
-        save(Path(cfg.out, "eval.json"), result)
+        save(Path(cfg.out, "eval.json"), result | dict(checkpoint=path, dataset=cfg.dataset))
 
 def run_tables(path: str) -> None:
     """Print a table of the finished runs below a folder."""
@@ -1596,8 +1583,7 @@ VERBS = dict(  # what each does, and what it is called on; bench has its place h
     eval=(run_eval, "CKPT", run_eval.__doc__),
     tables=(run_tables, "DIR", run_tables.__doc__),
     figures=(lambda path: print(*draw_figures(Path(path))), "DIR", draw_figures.__doc__),
-    export=(run_export, "CKPT", run_export.__doc__),
-)
+    export=(run_export, "CKPT", run_export.__doc__))
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
