@@ -1,0 +1,1193 @@
+"""The property suite of infoard.py: what holds for all inputs, then closed forms, then parity, then runs.
+
+No data set, network or GPU. HYPOTHESIS_PROFILE: quick, ci (default, the same examples each time),
+deep. Seeds and sizes are drawn, not large tensors. A tolerance of 1e-9 (float64), 1e-6 or 1e-7
+(float32, of values about 1 or 0.1) is rounding; any other has its reason beside it.
+
+    1  attacks and ASA            3  models and teachers      5  evaluation, training, resume
+    2  divergences, MI, InfoARD   4  data                     6  command line, house rules
+"""
+import contextlib
+import copy
+import dataclasses
+import functools
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+import infoard as I
+
+settings.register_profile("quick", max_examples=15, deadline=None)
+settings.register_profile("ci", max_examples=40, deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("deep", max_examples=500, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+torch.set_num_threads(1)  # the nets are tiny: threads would only wait for each other
+F64, K, R = torch.float64, 3, 8 / 255  # K classes, R the usual radius
+seeds, ints, each = st.integers(0, 2**32 - 1), st.integers, pytest.mark.parametrize
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+def rand(*shape, seed=0, lo=0.0, hi=1.0):
+    return lo + (hi - lo) * torch.rand(*shape, generator=rng(seed), dtype=F64)
+
+def near(a, b, tol=1e-9):
+    """a == b within tol, relative to b where b is above 1."""
+    gap = ((torch.as_tensor(a) - b).abs() / torch.as_tensor(b).abs().clamp(min=1)).max().item()
+    assert gap <= tol, f"off by {gap:.3g}, tolerance {tol:.3g}: {a} and {b}"
+
+def tiny_net(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+                            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, K))
+        net[1].running_mean.uniform_(-0.5, 0.5)  # so that eval mode is not train mode
+    return net.eval()
+
+@st.composite
+def problems(draw, dtype=torch.float32):
+    """net, x with exact 0 and 1 and repeated pixels, y, eps: a float or [B]."""
+    b, seed = draw(ints(1, 4)), draw(seeds)
+    x = rand(b, 3, 6, 6, seed=seed, lo=-0.25, hi=1.25).clamp(0, 1).to(dtype)
+    x[:, :, 0] = x[:, :, 1]
+    n = draw(ints(0, 32) | st.lists(ints(0, 32), min_size=b, max_size=b))
+    eps = n / 255 if isinstance(n, int) else torch.tensor(n, dtype=dtype) / 255
+    return tiny_net(seed).to(dtype), x, torch.randint(K, (b,), generator=rng(seed)), eps
+
+score_matrices = st.builds(lambda b, seed, scale: scale * rand(b, b, seed=seed, lo=-1),
+                           ints(2, 12), seeds, st.sampled_from([0.0, 0.1, 1.0, 10.0, 100.0]))
+logit_pairs = st.builds(lambda b, k, seed: rand(2, b, k, seed=seed, lo=-30, hi=30).unbind(),
+                        ints(1, 5), ints(2, 12), seeds)
+
+# --- attacks --------------------------------------------------------------------------------------
+
+def raw(init, net, x, y, threat):
+    start = rand(*x.shape, lo=-1, hi=2).to(x.dtype) if init == "tensor" else init
+    with I.frozen_eval(net):
+        return I.pgd(I.ce_objective(net, y), x, threat=threat, init=start)
+
+ATTACKS = dict(
+    fgsm=lambda net, x, y, threat: I.fgsm(net, x, y, eps=threat.eps),
+    pgd_ce=lambda net, x, y, threat: I.pgd_ce(net, x, y, threat=threat),
+    pgd_kl=lambda net, x, y, threat: I.pgd_kl(net, x, 3.0 * F.one_hot(y, K), threat=threat),
+    cw_linf=lambda net, x, y, threat: I.cw_linf(net, x, y, threat=threat),
+    **{f"raw_{init}": partial(raw, init) for init in ("uniform", "normal", "none", "tensor")})
+each_attack = each("attack", ATTACKS.values(), ids=ATTACKS)
+
+@each_attack
+@given(problems(), ints(0, 3), st.booleans())
+def test_attack_stays_in_each_ball_and_in_the_box(attack, problem, steps, graph):
+    (net, x, y, eps), before = problem, problem[1].clone()
+    with torch.set_grad_enabled(graph):  # an attack works inside no_grad too
+        x_adv = attack(net, x, y, I.Threat(eps, 3 / 255, steps))
+    over, eps = (x_adv - x).abs().flatten(1).amax(1) - eps, torch.as_tensor(eps)
+    # x + eps rounds by half an ulp, 3e-8; a radius of 0 changes nothing at all
+    assert (over <= 1e-7 * (eps > 0)).all(), f"over the radius by {over}"
+    assert torch.equal(x, before), "the attack wrote into x"
+    assert x_adv.shape == x.shape and x_adv.dtype == x.dtype and not x_adv.requires_grad
+    assert x_adv.isfinite().all() and x_adv.min() >= 0 and x_adv.max() <= 1, x_adv
+
+def snapshot(net):
+    return str([[m.training for m in net.modules()], [b.tolist() for b in net.buffers()],
+                [(p.requires_grad, p.grad) for p in net.parameters()]])
+
+@each_attack
+@each("training", [True, False])
+@each("broken", [False, True])
+def test_attack_leaves_the_model_as_found(attack, training, broken):
+    net, x = tiny_net().train(training), rand(2, 3, 6, 6).float()
+    net[1].training = not training  # a frozen batch norm, or one that adapts
+    net[0].bias.requires_grad_(False)
+    net[5].weight.grad = torch.ones(K, 16)
+    before = snapshot(net)
+
+    def look(*_):
+        assert not any(m.training for m in net.modules()), "attacked in train mode"
+        assert not any(p.requires_grad for p in net.parameters()), "built weight gradients"
+        if broken:
+            raise KeyError("broken")
+    hook = net.register_forward_hook(look)
+    with pytest.raises(KeyError) if broken else contextlib.nullcontext():
+        attack(net, x, torch.tensor([0, 1]), I.Threat(R, 2 / 255, 2))
+    hook.remove()
+    assert snapshot(net) == before
+
+@given(ints(1, 4), seeds, ints(1, 32), ints(1, 12), ints(0, 8))
+def test_linear_objective_gains_its_closed_form(b, seed, eps, alpha, steps):
+    x, w = rand(b, 9, seed=seed, lo=0.2, hi=0.8), rand(b, 9, seed=seed + 1, lo=-1)
+    assume(w.abs().min() > 1e-6)
+    eps, alpha = rand(b, seed=seed) * eps / 255, alpha / 255
+    step = I.pgd(lambda z: (w * z).sum(1), x, init="none", threat=I.Threat(eps, alpha, steps)) - x
+    reach = eps.clamp(max=alpha * steps)  # all of the budget, where the steps suffice
+    near((w * step).sum(1), reach * w.abs().sum(1))
+    near(step.abs(), reach[:, None].expand(b, 9))
+
+@each("kind", ["ce", "kl", "cw"])
+@given(problem=problems(F64), seed=seeds)  # float64: no sign of a gradient flips by rounding
+def test_each_sample_is_attacked_on_its_own(kind, problem, seed):
+    net, x, y, eps = problem
+    make, t = getattr(I, f"{kind}_objective"), 3 * F.one_hot(y, K).to(F64) if kind == "kl" else y
+
+    def attack(rows):
+        threat = I.Threat(eps if isinstance(eps, float) else eps[rows], 3 / 255, 3)
+        return I.pgd(make(net, t[rows]), x[rows], threat=threat, init="none")
+    hand = dict(ce=partial(F.cross_entropy, reduction="none"), kl=lambda z, t: I.kl(t, z),
+                cw=lambda z, y: -I.margin(z, y))
+    near(make(net, t)(x), hand[kind](net(x), t))
+    together, mixed = attack(slice(None)), torch.randperm(len(x), generator=rng(seed))
+    near(attack(mixed), together[mixed])
+    near(torch.cat([attack(slice(b, b + 1)) for b in range(len(x))]), together)
+
+@each("init, std", [("uniform", R / 3**0.5), ("normal", 0.001)])
+def test_generator_makes_an_attack_reproducible(init, std):
+    x, state = rand(4, 108, lo=0.1, hi=0.9), torch.get_rng_state()
+    a, b, c = (I.pgd(lambda z: z.sum(1), x, threat=I.Threat(R, 0.0, 1), init=init, generator=rng(s))
+               for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    near((a - x).std() / std, 1.0, 0.15)  # of 432 draws: sd 0.034
+    assert torch.equal(torch.get_rng_state(), state), "the global generator was used"
+
+@each("threat, objective", [
+    (dict(eps=8.0), None), (dict(eps=-0.1), None), (dict(steps=torch.ones(3).long()), None),
+    ({}, lambda z: z.sum()), ({}, lambda z: z), ({}, lambda z: z.sum(1, keepdim=True))])
+def test_mistaken_threats_and_objectives_are_refused(threat, objective):
+    with pytest.raises(I.InfoardError, match="must|one value per sample"):
+        I.pgd(objective, rand(2, 4), threat=I.Threat(**threat))
+    assert (I.Threat().eps, I.Threat().alpha) == (8 / 255, 2 / 255)  # 2/225 has been seen
+
+@given(logit_pairs, seeds, st.floats(-50, 50))
+def test_margin_is_the_lead_over_the_best_other_class(pair, seed, c):
+    z, y = pair[0], torch.randint(pair[0].shape[1], (len(pair[0]),), generator=rng(seed))
+    lead = [row[k] - max(row[:k] + row[k + 1:]) for row, k in zip(z.tolist(), y, strict=True)]
+    near(I.margin(z, y), torch.tensor(lead, dtype=F64))
+    near(I.margin(z + c, y), I.margin(z, y))
+    assert I.margin(torch.tensor([[-1.0, -2.0]]), torch.tensor([0])) == 1  # not by one_hot * z
+
+
+# --- ASA ------------------------------------------------------------------------------------------
+
+@given(ints(2, 40), seeds, st.floats(0.5, 1), st.floats(1, 2), st.floats(0, 1), st.booleans())
+def test_radii_follow_the_ranks_alone(b, seed, lo, hi, ramp, reverse):
+    signal, lam = rand(b, seed=seed), (hi, lo) if reverse else (lo, hi)
+    got = I.instance_strength(signal, threat=I.Threat(R, R / 4, 10), lam=lam, ramp=ramp)
+    rank = torch.tensor([(signal < s).sum() for s in signal])
+    near(got.eps, R * (1 + ramp * (lam[0] + (lam[1] - lam[0]) * rank / (b - 1) - 1)), 1e-7)
+    near(got.eps.double().mean(), R * (1 + ramp * ((lo + hi) / 2 - 1)), 1e-7)
+    near(got.alpha / got.eps, torch.full((b,), 0.25), 1e-6)
+    other = I.instance_strength((3 * signal).exp(), threat=I.Threat(R, R / 4), lam=lam, ramp=ramp)
+    assert torch.equal(got.eps, other.eps) and got.steps == 10 and got.counts is None
+
+def test_one_instance_gets_the_middle_of_everything():  # u = 1/2 for eps and for K
+    got = I.instance_strength(torch.zeros(1), threat=I.Threat(steps=10), steps_lo=2)
+    near(got.eps, 1.25 * R, 1e-7)
+    assert got.steps.tolist() == [6] and got.counts == (1,) * 6
+
+@given(ints(2, 40), seeds, ints(1, 6), ints(1, 6))
+def test_controls_cost_the_same_and_do_not_adapt(b, seed, lo, more):
+    make = partial(I.instance_strength, threat=I.Threat(steps=lo + more), steps_lo=lo)
+    own, even = (make(rand(b, seed=seed), control=c) for c in ("", "uniform"))
+    mixed, again = (make(v, control="shuffled", generator=rng(seed)) for v in rand(2, b, seed=seed))
+    near(even.eps, own.eps.mean().expand(b), 1e-7)
+    assert torch.equal(mixed.eps.sort()[0], own.eps.sort()[0]) and torch.equal(mixed.eps, again.eps)
+    assert own.steps.sum() == even.steps.sum() == mixed.steps.sum()
+    assert even.steps.max() - even.steps.min() <= 1, even.steps
+
+@each("control", ["", "uniform", "shuffled"])
+@given(b=ints(2, 40), seed=seeds, lo=ints(1, 6), more=ints(1, 6))
+def test_step_counts_are_static_and_those_of_the_steps(control, b, seed, lo, more):
+    s, threat = rand(b, seed=seed), I.Threat(steps=lo + more)
+    a, c = (I.instance_strength(v, threat=threat, steps_lo=lo, control=control) for v in (s, -s))
+    assert a.counts == c.counts == I.Threat(steps=a.steps).schedule(b)[1]
+    assert a.counts == tuple(int((a.steps > t).sum()) for t in range(a.steps.max()))
+    u = [int((s < v).sum()) / (b - 1) for v in s]
+    assert control or a.steps.tolist() == [math.floor(lo + more * v + 0.5 + 1e-9) for v in u]
+
+@each("init, kind", [("none", "ce"), ("tensor", "kl"), ("tensor", "cw")])
+@given(problem=problems(F64), seed=seeds)
+def test_step_schedule_equals_one_attack_per_sample(init, kind, problem, seed):
+    net, x, y, eps = problem
+    make, t = getattr(I, f"{kind}_objective"), 3 * F.one_hot(y, K).to(F64) if kind == "kl" else y
+    steps = torch.randint(5, (len(x),), generator=rng(seed))
+    radius = torch.as_tensor(eps, dtype=F64).expand(len(x))
+    start = rand(*x.shape, seed=seed) if init == "tensor" else x
+
+    def attack(rows, k, counts=None):
+        return I.pgd(make(net, t[rows]), x[rows], init=start[rows] if init == "tensor"
+                     else init, threat=I.Threat(radius[rows], radius[rows] / 3, k, counts))
+    alone = torch.cat([attack(slice(b, b + 1), k) for b, k in enumerate(steps.tolist())])
+    near(attack(slice(None), steps), alone)
+    near(attack(slice(None), steps, I.active_counts(steps.tolist())), alone)
+
+# --- divergences ----------------------------------------------------------------------------------
+
+@given(logit_pairs)
+def test_kl_is_nats_per_sample_summed_over_classes(pair):
+    p, q = (z.exp() / z.exp().sum(1, keepdim=True) for z in pair)
+    near(I.kl(*pair), (p * (p / q).log()).sum(1))
+    near(I.kl(*(z.repeat(2, 1) for z in pair)).mean(), I.kl(*pair).mean())
+    near(I.kl(*(F.pad(z, (0, 7), value=-1e4) for z in pair)), I.kl(*pair))  # impossible classes
+
+@given(logit_pairs, st.floats(-9, 9))
+def test_kl_is_positive_but_for_equal_and_a_squared_distance_when_hot(pair, c):
+    near(I.kl(pair[0], pair[0] + c), 0.0)
+    least = 0.5 * (pair[0].softmax(1) - pair[1].softmax(1)).abs().sum(1) ** 2  # Pinsker
+    assert (I.kl(*pair) >= least - 1e-12).all(), I.kl(*pair) - least
+    limit = (pair[0] - pair[1]).var(1, correction=0) / 2  # |centred difference|^2/(2K)
+    assume(limit.min() > 0.1)
+    near(1e10 * I.kl(*pair, tau=1e5) / limit, 1.0, 1e-3)  # next term: |z|/tau < 1e-3
+
+@each("dtype", [torch.bfloat16, torch.float16])
+def test_kl_is_not_symmetric_and_half_precision_is_computed_in_float32(dtype):
+    p, q = torch.zeros(1, 2).to(dtype), torch.tensor([[0.0, 9.0]]).to(dtype)
+    near(I.kl(p, q), math.log1p(math.exp(9)) - 4.5 - math.log(2), 1e-6)
+    near(I.kl(q, p), math.log(2) + 9 / (1 + math.exp(-9)) - math.log1p(math.exp(9)), 1e-6)
+    assert I.kl(p, q).dtype == torch.float32
+
+# --- mutual information ---------------------------------------------------------------------------
+
+BOUNDS = I.BOUNDS | dict(js=I.js_divergence)
+
+@given(score_matrices, st.floats(-3, 3))
+def test_infonce_is_at_most_log_batch_and_dv_the_best_shift_of_nwj(scores, away):
+    assert I.infonce(scores) <= math.log(len(scores)) + 1e-12, I.infonce(scores)
+    c, dv = 1 - I.off_diagonal(scores).exp().mean().log(), I.donsker_varadhan(scores)
+    near(I.nwj(scores + c), dv)
+    assert dv >= max(I.nwj(scores), I.nwj(scores + c + away)) - 1e-9, dv
+
+def test_dv_can_exceed_log_batch_and_infonce_cannot():  # 1.386 if dv took the diagonal in
+    near(I.donsker_varadhan(10 * torch.eye(4)), 10.0, 1e-6)
+    near(I.infonce(10 * torch.eye(4)), math.log(4 / (1 + 3 * math.exp(-10))), 1e-6)
+
+@given(score_matrices)
+def test_jsd_has_the_value_of_nwj_and_the_gradient_of_js(scores):
+    f = scores.clone().requires_grad_()
+    assert I.js_divergence(f) <= math.log(2) + 1e-12, I.js_divergence(f)
+    near(I.jsd(f), I.nwj(scores + 1))
+    near(*(torch.autograd.grad(bound(f), f)[0] for bound in (I.jsd, I.js_divergence)))
+
+@each("bound", BOUNDS.values(), ids=BOUNDS)
+@given(scores=score_matrices, seed=seeds)
+def test_bounds_ignore_the_order_of_the_batch_and_keep_their_input(bound, scores, seed):
+    mixed, before = torch.randperm(len(scores), generator=rng(seed)), scores.clone()
+    near(bound(scores[mixed][:, mixed]), bound(scores))
+    assert torch.equal(scores, before), "scores were written to"
+    rows = [[v for j, v in enumerate(row) if j != i] for i, row in enumerate(scores.tolist())]
+    assert I.off_diagonal(scores).tolist() == rows
+
+@given(score_matrices, st.floats(-5, 5), seeds)
+def test_what_a_shift_does_to_each_bound(scores, c, seed):
+    near(I.donsker_varadhan(scores + c), I.donsker_varadhan(scores))
+    near(I.infonce(scores + c * rand(len(scores), 1, seed=seed)), I.infonce(scores))
+    mean = I.off_diagonal(scores - 1).exp().mean()
+    near(I.nwj(scores + c), I.nwj(scores) + c - (math.exp(c) - 1) * mean, 1e-9 * (1 + mean.item()))
+
+@each("bound", [I.donsker_varadhan, I.nwj, I.jsd, I.js_divergence, I.off_diagonal])
+@each("shape", [(1, 1), (3, 4), (4, 3)])
+def test_scores_that_are_not_pairs_are_refused(bound, shape):
+    with pytest.raises(I.InfoardError, match="scores must be"):
+        bound(torch.zeros(shape))
+
+SHAPES = dict(kl=[(3, 4)] * 2, relation_loss=[(3, 4), (3, 5)], infonce=[(3, 3)], nwj=[(3, 3)],
+              donsker_varadhan=[(3, 3)], js_divergence=[(3, 3)], variational_bound=[(3, 3)],
+              gaussian_scores=[(3, 2), (3, 2), (2,)],
+              attention_scores=[(3, 2, 4, 4), (3, 3, 2, 2)])
+
+@each("name, shapes", SHAPES.items(), ids=SHAPES)
+def test_gradients_are_those_of_the_values(name, shapes):  # jsd's is js_divergence's, see above
+    args = [rand(*s, seed=i, lo=-2, hi=2).requires_grad_() for i, s in enumerate(shapes)]
+    assert torch.autograd.gradcheck(getattr(I, name), args)
+
+def gaussians(d, rho, batch, repeats=8):
+    """x, y of unit variance and correlation rho, and the best critic, log p(y|x)/p(y)."""
+    for seed in range(repeats):  # fixed, not drawn: these tests have a few sds of room
+        x, noise = torch.randn(2, batch, d, generator=rng(seed), dtype=F64)
+        y, v = rho * x + math.sqrt(1 - rho**2) * noise, 1 - rho**2
+        squares = x.square().sum(1)[:, None] + y.square().sum(1)
+        yield x, y, (rho * x @ y.T - rho**2 / 2 * squares) / v - d / 2 * math.log(v)
+
+def mean(values):
+    return torch.stack(list(values)).mean(0)
+
+def four(f):
+    return torch.stack([I.infonce(f), I.donsker_varadhan(f), I.nwj(1 + f), I.jsd(f)])
+
+@each("rho, tol", [(0.5, 0.15), (0.8, 0.15), (0.0, 1e-9)])  # mean of 8 batches of 512: sd 0.025
+def test_best_critic_recovers_the_gaussian_information(rho, tol):
+    near(mean(four(f) for *_, f in gaussians(4, rho, 512)), -2 * math.log(1 - rho**2), tol)
+
+def test_infonce_saturates_where_dv_does_not():  # I = 6.7, log B = 4.9; sd of the means: 0.2
+    nce, dv = mean(four(f) for *_, f in gaussians(20, 0.7, 128))[:2]
+    assert nce < math.log(128) < dv - 0.5, (nce, dv)
+
+def test_variational_bound_is_tight_at_the_true_gaussian_alone():
+    def bound(slope, var):  # 2 + 2 log 2 pi: the entropy of y
+        scores = partial(I.gaussian_scores, log_var=torch.full((4,), math.log(var), dtype=F64))
+        return mean(I.variational_bound(scores(slope * x, y), 2 + 2 * math.log(2 * math.pi))
+                    for x, y, _ in gaussians(4, 0.8, 512))
+    near(bound(0.8, 0.36), -2 * math.log(0.36), 0.1)  # sd sqrt(2/4096) = 0.022
+    for wrong in ((0.4, 0.36), (0.8, 1.0), (0.8, 0.15), (-0.8, 0.36)):
+        assert bound(*wrong) < bound(0.8, 0.36) - 0.1, wrong
+
+@each("rho, low, high", [(0.9, 0.5, 3.3), (0.0, -1.0, 0.05)])  # truth: 3.3 and 0; log B = 4.2
+def test_learned_critic_finds_information_where_there_is_some(rho, low, high):
+    torch.manual_seed(0)
+    critic = I.Critic(4, 4, dim=16).double()
+    opt = torch.optim.Adam(critic.parameters(), 0.01)
+    *seen, held_out = gaussians(4, rho, 64, 301)
+    for x, y, _ in seen:
+        opt.zero_grad()
+        (-I.infonce(critic(x, y))).backward()
+        opt.step()
+    scores = critic(*held_out[:2])
+    assert low < I.infonce(scores) < high and scores.abs().max() <= 1 / 0.2, I.infonce(scores)
+
+# --- InfoARD --------------------------------------------------------------------------------------
+
+def pair(b=6):
+    """student in train mode, teacher in eval mode, x, y."""
+    torch.manual_seed(0)
+    nets = I.tiny(4, 16, width=3), I.tiny(4, 16, width=4).eval()
+    return *nets, rand(b, 3, 16, 16).float(), torch.arange(b) % 4
+
+def make_step(framework, student, teacher, x, y, info=None, progress=1.0, **options):
+    cfg = I.Config(**dict(framework=framework, steps=2) | options)
+    return I.Step(student, teacher, x, y, cfg=cfg, info=info, progress=progress,
+                  generators=dict(attack=rng(5), data=rng(6)))
+
+make_info = partial(I.InfoARD, image_shape=(3, 16, 16))
+each_framework = each("framework", ["at", "trades", "rslad"])
+
+@given(seeds, st.floats(0.1, 10))
+def test_attention_ignores_order_sign_and_scale_of_channels(seed, scale):
+    f, g = rand(4, 3, 6, 6, seed=seed, lo=-1), rand(4, 7, 3, 3, seed=seed + 1, lo=-1)
+    h = scale * f[:, [2, 0, 1]] * torch.tensor([1, -1, 1]).view(3, 1, 1)
+    near(I.attention_map(h), I.attention_map(f))
+    near(0.2 * I.attention_scores(f, h), f.square().sum(1).flatten(1).corrcoef())
+    small = F.adaptive_avg_pool2d(f.square().sum(1, True), 3).sqrt()
+    near(I.attention_scores(f, g), I.attention_scores(small, g))  # they meet at the smaller size
+
+@given(seeds, ints(3, 8), st.floats(0.1, 10))
+def test_relation_is_zero_at_identity_and_blind_to_shift_scale_and_rotation(seed, b, scale):
+    s, t = rand(2, b, 5, seed=seed, lo=-1)
+    moved = scale * s @ torch.linalg.qr(rand(5, 5, seed=seed + 1, lo=-1)).Q + rand(5, seed=seed)
+    c, d = (F.normalize(z - z.mean(0), dim=1) for z in (s, t))
+    alone = 1e4 * torch.eye(b)  # the hand-written one: no sample is compared with itself
+    near(I.relation_loss(s, t), I.kl(5 * d @ d.T - alone, 5 * c @ c.T - alone))
+    near(I.relation_loss(s, s), torch.zeros(b))
+    assert (I.relation_loss(s, t) >= -1e-12).all(), I.relation_loss(s, t)
+    near(I.relation_loss(moved, t), I.relation_loss(s, t))
+
+@each("arch, names, widths", [
+    ("tiny", ["normalize", "relu", "layer1", "layer3", "penultimate"], [3, 16, 32, 128, 128]),
+    ("resnet18", [*(f"layer{i}" for i in range(1, 5)), "penultimate"], [64, 128, 256, 512, 512])])
+def test_taps_find_the_stages_and_change_nothing(arch, names, widths):
+    net, x = I.build_model(arch).eval(), rand(2, 3, 32, 32).float()
+    plain, before = net(x), snapshot(net)
+    taps = I.Taps(net, x)
+    assert torch.equal(net(x), plain)
+    assert taps.widths.items() >= set(zip(names, widths, strict=True)), taps.widths
+    maps = taps.take()
+    assert {n: m.shape[1] for n, m in maps.items()} == taps.widths and taps.take() == {}
+    near(F.linear(maps["penultimate"], net.linear.weight, net.linear.bias), plain, 1e-6)
+    taps.close()
+    assert not any(m._forward_hooks for m in net.modules()) and snapshot(net) == before
+
+@each("mim", [*I.BOUNDS, "off"])
+@each("b", [1, 3, 6])
+def test_infoard_teaches_student_and_critics_only(mim, b):
+    student, teacher, x, _ = pair(b)
+    info = make_info(student, teacher, mim=mim, w_rel=0.1)
+    student(x), teacher(x)  # with a graph: the detach has to be InfoARD's own
+    loss = info.loss()
+    if b == 1:
+        assert loss == 0
+        return
+    loss.backward()
+    taught = [*student[:-1].parameters(), *info.parameters()]
+    grads = torch.stack([p.grad.abs().sum() for p in taught])
+    assert loss.isfinite() and grads.isfinite().all() and grads[0] > 0 and grads[-2] > 0, grads
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(n.startswith("critics.") for n, _ in info.named_parameters())
+
+def test_infoard_is_the_weighted_sum_of_its_terms():
+    student, teacher, x, _ = pair()
+    info = make_info(student, teacher, w_feat=0.3, w_att=0.2, w_rel=0.7)
+    student(x), teacher(x)
+    s, t = info.student_taps.take(), info.teacher_taps.take()
+    names = ["layer3", "layer1", "relu", "penultimate"]
+    feat = mean(I.infonce(c(s[n], t[n])) for c, n in zip(info.critics, names, strict=True))
+    att = mean(I.infonce(I.attention_scores(s[n], t[n])) for n in names[:3])
+    rel = I.relation_loss(s["penultimate"], t["penultimate"]).mean()
+    near(info.loss(s, t), -0.3 * feat - 0.2 * att + 0.7 * rel, 1e-6)
+
+def test_infoard_of_nets_without_maps_uses_their_vectors():
+    student = nn.Sequential(nn.Flatten(), nn.Linear(768, 9), nn.Linear(9, 4))
+    teacher, x = copy.deepcopy(student), pair()[2]
+    info = make_info(student, teacher)
+    student(x), teacher(x)
+    assert info.loss().isfinite()
+
+@each("mim, framework, near_one", [("infonse", "at", "infonce"), ("dv", "rsald", "rslad")])
+def test_unknown_names_come_with_a_suggestion(mim, framework, near_one):
+    with pytest.raises(I.InfoardError, match=f"did you mean '{near_one}'"):
+        make_step(framework, *pair(), make_info(*pair()[:2], mim=mim)).loss()
+
+def test_five_line_patch_works_in_a_foreign_loop():
+    student, teacher, x, y = pair()
+    info, losses = make_info(student, teacher), []
+    opt = torch.optim.SGD([*student.parameters(), *info.parameters()], 0.05)
+    for _ in range(15):
+        t, z = teacher(x), x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(student(z), y), z)
+        eps = info.strength(t, y).eps
+        s_adv = student((x + eps.view(-1, 1, 1, 1) * grad.sign()).clamp(0, 1))
+        losses.append(F.cross_entropy(s_adv, y) + info.loss())
+        opt.zero_grad()
+        losses[-1].backward()
+        opt.step()
+    assert losses[-1] < losses[0] - 0.1 and eps.unique().numel() == len(x), losses
+
+# --- frameworks -----------------------------------------------------------------------------------
+
+def batch_kl(p, q):
+    return F.kl_div(q.log_softmax(1), p.softmax(1), reduction="batchmean")
+
+FORMULAS = dict(  # S(x), S(x'), T(x), y -> the cross-entropy and the divergence of the loss
+    natural=lambda s, s_adv, t, y: (F.cross_entropy(s, y), 0),
+    at=lambda s, s_adv, t, y: (F.cross_entropy(s_adv, y), 0),
+    trades=lambda s, s_adv, t, y: (F.cross_entropy(s, y), 6 * batch_kl(s, s_adv)),
+    rslad=lambda s, s_adv, t, y: (0, 5 / 6 * batch_kl(t, s_adv) + 1 / 6 * batch_kl(t, s)))
+
+@each("framework", I.FRAMEWORKS)
+@each("reduction, b", [("batchmean", 1), ("batchmean", 5), ("mean", 5)])
+def test_framework_is_its_formula_and_teaches_the_student_only(framework, reduction, b):
+    student, teacher, x, y = pair(b)
+    before = copy.deepcopy(student).eval()
+    step = make_step(framework, student, teacher, x, y, kl_reduction=reduction, eps=0.3,
+                     step_size=0.2)  # large, so that KL(p||q) is not KL(q||p)
+    loss = step.loss()
+    loss.backward()
+    s_adv = student(x if framework == "natural" else step.x_adv)
+    ce, divergence = FORMULAS[framework](student(x), s_adv, teacher(x).detach(), y)
+    near(loss, ce + divergence / (4 if reduction == "mean" else 1), 1e-6)
+    assert all(p.grad.isfinite().all() for p in student.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+    if framework != "natural":  # and the attack is its inner maximum, on the student in eval mode
+        target = (teacher if framework == "rslad" else before)(x).detach()
+        f = I.ce_objective(before, y) if framework == "at" else I.kl_objective(before, target)
+        near(step.x_adv, I.pgd(f, x, init="uniform" if framework == "at" else "normal",
+                               threat=I.Threat(0.3, 0.2, 2), generator=rng(5)), 0.0)
+
+def test_trades_without_beta_is_cross_entropy_and_rslad_of_itself_is_zero():
+    student, _, x, y = pair()
+    loss = make_step("trades", student, None, x, y, beta=0.0).loss()
+    near(loss, F.cross_entropy(student(x), y), 0.0)
+    twin = copy.deepcopy(student.eval())
+    near(make_step("rslad", student, twin, x, y, eps=0.0).loss(), 0.0, 1e-6)
+
+@each_framework
+def test_infoard_without_weights_is_the_base_bit_for_bit(framework):
+    student, teacher, x, y = pair()
+    base = make_step(framework, copy.deepcopy(student), teacher, x, y).loss()
+    info = make_info(student, teacher, asa="off", w_feat=0.0, w_att=0.0)
+    assert torch.equal(make_step(framework, student, teacher, x, y, info).loss(), base)
+    student(x), teacher(x)
+    assert info.loss() == 0 and not list(info.parameters())
+
+@each_framework
+@each("asa, progress", [("teacher", 1.0), ("student", 0.25), ("gap", 0.0)])
+def test_infoard_adds_its_terms_and_a_radius_for_each_instance(framework, asa, progress):
+    student, teacher, x, y = pair()
+    info, clean = make_info(student, teacher, asa=asa), copy.deepcopy(student).eval()(x)
+    step = make_step(framework, student, teacher, x, y, info, progress, steps_lo=1, asa_ramp=0.5)
+    loss, s, s_adv, t = step.loss(), student(x), student(step.x_adv), teacher(x).detach()
+    lead = I.margin((t if asa == "teacher" else clean).softmax(1), y)
+    rank = (I.kl(t, clean) if asa == "gap" else lead).argsort().argsort()
+    near(step.threat.eps, R * (1 + 0.1 * rank * min(1, 2 * progress)), 1e-7)
+    assert step.threat.steps.tolist() == [1 + (r >= 3) for r in rank.tolist()]
+    assert ((step.x_adv - x).abs().flatten(1).amax(1) <= step.threat.eps + 1e-7).all()
+    student(step.x_adv)
+    near(loss, sum(FORMULAS[framework](s, s_adv, t, y)) + info.loss(), 1e-6)
+
+@each_framework
+def test_no_graph_outlives_its_step(framework):  # it would hold memory and break copy.deepcopy
+    student, teacher, x, y = pair()
+    info = make_info(student, teacher)
+    make_step(framework, student, teacher, x, y, info).loss().backward()
+    assert not [n for n, m in info.student_taps.take().items() if m.requires_grad]
+
+# --- models and teachers ----------------------------------------------------------------------
+
+RESNET = functools.partial(I.resnet, blocks=(1, 1, 1, 1))
+FAMILIES = dict(
+    wrn=lambda: I.build_model("wrn_10_2"), wrn_10_2_silu=lambda: I.build_model("wrn_10_2_silu"),
+    resnet=RESNET, preact=lambda: RESNET(preact=True), mobilenet=I.mobilenet_v2, tiny=I.tiny,
+    preact_no_bn=lambda: RESNET(preact=True, final_bn=False))
+
+@functools.cache
+def trained_looking(family):
+    """A net whose weights and statistics all differ from their initial values."""
+    net, g = FAMILIES[family](), torch.Generator().manual_seed(0)
+    for v in (v for v in net.state_dict().values() if v.is_floating_point()):
+        v.add_(0.1 * (v.abs().mean() + 0.1) * torch.rand(v.shape, generator=g))
+    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+def one_line(error):
+    return "\n" not in str(error).rstrip("\n") and 10 < len(str(error)) < 700
+
+def noise(n, size=32, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, 3, size, size), np.uint8)
+
+X = torch.from_numpy(noise(2)).contiguous(memory_format=torch.channels_last) / 255
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("name", [n for n in I.MODELS if n != "wrn_34_10"] + ["wrn_10_1_silu"])
+def test_output_is_batch_by_classes(name, size):
+    assert I.build_model(name, 7, size).eval()(torch.rand(2, 3, size, size)).shape == (2, 7)
+
+@pytest.mark.parametrize("name, options, count, tensors, keys", [
+    ("resnet18", {}, 11_173_962, 122, "layer2.0.shortcut.0.weight layer4.0.shortcut.1.running_var"),
+    ("preact_resnet18", {}, 11_172_170, 107,
+    "layer1.0.bn1.bias layer2.0.shortcut.0.weight bn.bias"),
+    ("preact_resnet18", dict(final_bn=False), 11_171_146, 102, "conv1.weight linear.weight"),
+    ("wrn_34_10", {}, 46_160_474, 191, "block1.layer.4.conv2.weight bn1.running_mean fc.bias "
+     "block2.layer.0.convShortcut.weight"),
+    ("mobilenet_v2", {}, 2_296_922, 344, "layers.16.conv3.weight layers.0.shortcut.1.weight")])
+def test_sizes_and_keys_are_those_of_files_in_the_wild(name, options, count, tensors, keys):
+    with torch.device("meta"):
+        net = I.build_model(name, **options)
+    assert sum(p.numel() for p in net.parameters()) == count
+    assert len(net.state_dict()) == tensors and set(keys.split()) <= net.state_dict().keys()
+
+def at(prefix, state):
+    return {prefix + k: v for k, v in state.items()}
+
+WRAPPINGS = dict(
+    plain=lambda s: s, parallel=lambda s: at("module.", s), last=lambda s: dict(last=s, acc=1.5),
+    state_dict=lambda s: dict(state_dict=at("module.", s), epoch=3, arch="x"),
+    net=lambda s: dict(net=s, acc=91.2, epoch=5), model=lambda s: dict(model=at("module.", s)),
+    sequential=lambda s: dict(model_state_dict=at("module.0.", s)),
+    mair=lambda s: dict(rmodel=at("model.module.", s)), compiled=lambda s: at("_orig_mod.", s),
+    swa=lambda s: at("module.module.", s) | dict(n_averaged=torch.tensor(3)),
+    best=lambda s: dict(last={k: v + 1 for k, v in s.items()}, best=s),
+    sub_block=lambda s: s | {"sub_" + k: v + 1 for k, v in s.items() if k.startswith("block1.")})
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_wrapping_gives_the_same_frozen_net(family, wrapping, tmp_path):
+    net, path = trained_looking(family), tmp_path / "t.pt"
+    torch.save(WRAPPINGS[wrapping](net.state_dict()), path)
+    loaded = I.load_teacher(str(path), family if "silu" in family else None, num_classes=10)
+    path.unlink()  # up to 20 MB
+    assert torch.equal(loaded(X), net(X)) and not any(m.training for m in loaded.modules())
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("mean, std, inner", [
+    ("mu", "sigma", ""), ("module.mu", "module.sigma", "module."), ("mean", "std", "model."),
+    ("normalize.mean", "normalize.std", ""), ("0.mean", "0.std", "1."), ("", "", "")])
+def test_normalisation_is_inside_from_the_file_or_as_told(mean, std, inner, order, tmp_path):
+    net = trained_looking("tiny")
+    m, s = (torch.tensor(v).view(1, 3, 1, 1) for v in I.NORMS["cifar10"])
+    extra = dict([(mean, m), (std, s)][::order]) if mean else {}
+    torch.save(extra | at(inner, net.state_dict()), tmp_path / "t.pt")
+    loaded = I.load_teacher(str(tmp_path / "t.pt"), norm="none" if mean else "cifar10")
+    assert loaded.state_dict().keys() == net.state_dict().keys()
+    assert torch.allclose(loaded(X), net((X - m) / s), 1e-4, 1e-4)  # fp32 sums in another order
+
+@pytest.mark.parametrize("keys", [("conv1.w", "block.module.x"), ("module.a.w", "fc.w"),
+    ("a.module.w", "b.w")])
+def test_a_prefix_of_some_keys_only_stays(keys):
+    assert set(I.unwrap({k: torch.zeros(1) for k in keys})[0]) == set(keys)
+
+@pytest.mark.parametrize("right", [10, 19, 21, 100])
+def test_only_a_teacher_above_twice_chance_passes(right, monkeypatch):
+    monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
+    if right > 20:
+        assert I.check_teacher(None, X, None, "t", 10) == pytest.approx(right)  # fp32
+    else:
+        pytest.raises(I.InfoardError, I.check_teacher, None, X, None, "t", 10).match("chance is 10")
+
+# --- evaluation -------------------------------------------------------------------------------
+
+SMALL = I.render_shapes(400, 100)
+BASE = dict(student="tiny", teacher_arch="tiny", epochs=2, steps=1, batch_size=64, device="cpu",
+    amp="off",
+            attacks="clean,fgsm", figures=False, progress=False, eval_subset=40, val_size=40)
+
+def run(out, stop=0, **options):
+    """train() on 400 small images; SIGTERM arrives in step `stop`."""
+    real, done = I.Run.step, []
+
+    def step(self):
+        done.append(real(self))
+        if len(done) == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(I, "render_shapes", lambda *args, **options: SMALL)
+        patch.setattr(I.Run, "step", step)
+        return I.train(I.Config(**BASE | options, out=str(out)))
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """A teacher far above chance; runs: finished, unfinished, `reference` by settings."""
+    top = tmp_path_factory.mktemp("lab")
+    run(top / "teacher", framework="natural", epochs=16, lr=0.05)  # 70% clean
+    teacher = str(top / "teacher" / "last.pt")
+    results = run(top / "done", teacher=teacher, figures=True, ema=0.9, attacks="clean,fgsm,pgd")
+    with pytest.raises(SystemExit):
+        run(top / "unfinished", stop=2, framework="natural")
+
+    @functools.cache
+    def reference(**options):
+        out = top / f"reference{len(list(top.iterdir()))}"
+        return out, run(out, teacher=teacher, **options)
+    return SimpleNamespace(top=top, teacher=teacher, results=results, reference=reference,
+                           net=I.load_teacher(teacher))
+
+def evaluate(net, n=8, start=0, **options):
+    return I.evaluate(net, SMALL.x_test[start:start + n], SMALL.y_test[start:start + n], **options)
+
+@given(st.integers(0, 80), st.integers(0, 32))
+@settings(max_examples=6)
+def test_robust_never_exceeds_clean_nor_worst_any(lab, start, radius):
+    result = evaluate(lab.net, 20, start, eps=radius / 255, attacks="clean,fgsm,pgd,cw")
+    values = [result[k] for k in ("clean", "fgsm", "pgd_sat", "pgd_trades", "cw")]
+    assert result["worst_class"] <= result["worst"] <= min(values) and max(values) == values[0]
+
+def test_autoattack_is_at_most_its_parts(lab):
+    result = evaluate(lab.net, eps=4 / 255, attacks="apgd,aa,pgd")
+    assert result["worst"] <= result["aa"] <= result["apgd"] <= result["clean"]
+
+@given(st.integers(1, 100), st.integers(1, 100))
+def test_accuracy_counts_samples_whatever_the_batches(lab, n, size):
+    hits = lab.net(SMALL.x_test[:n] / 255).argmax(1) == SMALL.y_test[:n]
+    assert evaluate(lab.net, n, attacks="clean", batch_size=size)["clean"] == round(
+        100 * int(hits.sum()) / n, 2)
+
+@given(st.data(), st.integers(1, 10_000))
+def test_interval_holds_the_share(data, n):
+    k = data.draw(st.sampled_from([0, n]) | st.integers(0, n))
+    lo, hi = I.interval(k / n, n)
+    assert 0 <= lo <= 100 * k / n + 0.01 and 100 * k / n - 0.01 <= hi <= 100  # 2 decimals
+
+@pytest.mark.parametrize("value", [1.5, -0.1, torch.nan])
+def test_images_outside_the_unit_box_are_refused(lab, value):
+    with pytest.raises(I.InfoardError, match=r"\[0, 1\]"):
+        I.evaluate(lab.net, torch.full((2, 3, 32, 32), value), torch.tensor([0, 1]),
+            attacks="clean")
+
+@pytest.mark.parametrize("work", [lambda lab, out: evaluate(lab.net, attacks="clean,pgd,apgd"),
+                                  lambda lab, out: run(out, teacher=lab.teacher, epochs=1)])
+def test_global_randomness_is_left_alone(lab, work, tmp_path):
+    before = torch.get_rng_state()
+    work(lab, tmp_path / "r")
+    assert torch.equal(before, torch.get_rng_state())
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluate_leaves_the_model_as_found(training):
+    net = I.tiny().train(training)
+    net.conv1.weight.requires_grad_(False)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    evaluate(net, attacks="clean,pgd,cw,apgd")
+    assert all(m.training == training for m in net.modules())
+    assert all(p.requires_grad == (p is not net.conv1.weight) for p in net.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+@pytest.mark.parametrize("gap", [0, 7, 8, 30])
+@pytest.mark.parametrize("name", ["cw", "apgd", "aa"])
+def test_masking_warning_from_a_gap_of_eight(name, gap):
+    hits = {k: torch.arange(100) < n for k, n in {"clean": 80, "pgd_sat": 50,
+        name: 50 - gap}.items()}
+    assert bool(I.summary(hits, {}, torch.arange(100) % 10, 10)["warnings"]) == (gap >= 8)
+
+def test_worst_class_by_hand():
+    y, hits = torch.tensor([0, 0, 0, 1, 1, 3]), dict(clean=[1, 1, 1, 1, 1, 1], fgsm=[1, 0, 1, 1, 0,
+        0],
+                                                     cw=[1, 1, 0, 1, 1, 1])
+    result = I.summary({k: torch.tensor(v).bool() for k, v in hits.items()}, {}, y, 4)
+    assert result["per_class"] == [33.33, 50.0, 0.0] and result["worst_class"] == 0.0
+    assert (result["clean"], result["fgsm"], result["worst"]) == (100.0, 50.0, 33.33)
+
+# --- training ---------------------------------------------------------------------------------
+
+def differences(a, b, where=""):
+    """Where two values differ, but for the clock and the names of the folders."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = sorted((a.keys() | b.keys()) - {"seconds", "images_per_s", "out", "resume"}, key=str)
+        return [d for k in keys for d in differences(a.get(k), b.get(k), f"{where}.{k}")]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [d for i, v in enumerate(a) for d in differences(v, b[i], f"{where}.{i}")]
+    tensors = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+    return [] if (torch.equal(a, b) if tensors else a == b) else [where]
+
+def files_differ(one, two):
+    """last.pt holds weights, EMA, critics, optimizer, generators and the rows of the log."""
+    return [d for f in ("last.pt", "best.pt") for d in differences(I.load_tensors(one / f),
+        I.load_tensors(two / f))]
+
+@pytest.mark.parametrize("options", [
+    dict(ema=0.9), dict(ema=0.9, amp="bf16"), dict(asa="shuffled", steps=2, steps_lo=1, w_rel=0.1),
+    dict(framework="at", infoard=False), dict(framework="trades", mim="vid", asa="gap")], ids=str)
+@given(k=st.integers(1, 12))  # two epochs of six steps, the last one smaller
+@example(k=6)
+@settings(max_examples=2)
+def test_resumed_is_uninterrupted_bit_for_bit(lab, tmp_path_factory, options, k):
+    whole_out, whole_results = lab.reference(**options)
+    out = tmp_path_factory.mktemp("resume") / "r"
+    with pytest.raises(SystemExit) as stopped:
+        run(out, stop=k, teacher=lab.teacher, resume=True, **options)  # nothing there: afresh
+    assert stopped.value.code == 143 and I.load_tensors(out / "last.pt")["at"]["step"] == k
+    results = run(out, teacher=lab.teacher, resume=True, **options)
+    assert files_differ(whole_out, out) == [] and results == whole_results
+
+def test_another_seed_gives_another_run(lab):
+    one, two = (I.load_tensors(lab.reference(ema=0.9, **o)[0] / "last.pt") for o in ({},
+        dict(seed=1)))
+    assert {".conv1.weight", ".linear.weight"} <= set(differences(one["model"], two["model"]))
+
+@pytest.mark.parametrize("trouble", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_killed_before_replace_keeps_the_old_checkpoint(trouble, tmp_path, monkeypatch):
+    I.save(tmp_path / "last.pt", dict(step=1))
+    monkeypatch.setattr(os, "replace", lambda *args: exec("raise trouble", dict(trouble=trouble)))
+    with pytest.raises((I.InfoardError, KeyboardInterrupt)):
+        I.save(tmp_path / "last.pt", dict(step=2))
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 1
+    assert [f.name for f in tmp_path.iterdir()] == ["last.pt"]
+
+def test_finished_run_is_not_run_again(lab, monkeypatch):
+    monkeypatch.setattr(I, "Run", None)
+    assert I.train(I.Config(**BASE, out=str(lab.top / "done"))) == lab.results
+
+@pytest.mark.parametrize("changed", [dict(resume=False), dict(lr=0.02), dict(batch_size=32),
+    dict(seed=4),
+                                     dict(student="tiny_wide"), dict(eps=4 / 255)], ids=str)
+def test_unfinished_run_goes_on_only_as_it_began(lab, changed):
+    with pytest.raises(I.InfoardError, match="--" + next(iter(changed)).replace("_", "-")) as error:
+        run(lab.top / "unfinished", **dict(framework="natural", resume=True) | changed)
+    assert one_line(error.value)
+
+def test_loss_that_is_not_finite_names_step_and_checkpoint(tmp_path, monkeypatch):
+    with pytest.raises(I.InfoardError, match=r"not finite at step \d+.*none"):
+        run(tmp_path / "r", framework="natural", lr=1e9)
+    real = I.Run.step
+    monkeypatch.setattr(I.Run, "step", lambda self: (
+        self.at["epoch"] and self.student.linear.bias.data.fill_(torch.nan), real(self)))
+    with pytest.raises(I.InfoardError, match=r"not finite at step \d+.*last\.pt"):
+        run(tmp_path / "s", framework="natural")
+    assert I.load_tensors(tmp_path / "s" / "last.pt")["at"]["epoch"] == 1
+
+def begun(teacher=None, **options):
+    cfg = I.Config(**BASE | dict(infoard=bool(teacher)) | options).resolved()
+    made = I.Run(cfg, SMALL, teacher and I.load_teacher(teacher), torch.device("cpu"))
+    made.step()
+    return made
+
+@given(st.integers(20, 400), st.integers(0, 60), st.integers(2, 90), st.integers(0, 99))
+def test_epoch_is_a_permutation_apart_from_validation(subset, val, batch, seed):
+    made = begun(subset=subset, val_size=val, batch_size=batch, seed=seed, framework="at")
+    order, train, aside = (rows.tolist() for rows in (made.at["order"], made.train, made.val))
+    assert sorted(order) == sorted(train) and len(set(order)) == len(order)
+    assert not set(order) & set(aside)
+    assert len(train) + len(aside) == subset and len(aside) == min(val, subset // 10)
+
+@pytest.mark.parametrize("framework", ["at", "trades", "rslad"])
+def test_gradients_reach_student_and_critics_only(lab, framework):
+    made = begun(lab.teacher, framework=framework)
+    learning = [*made.student.parameters(), *made.info.critics.parameters()]
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in learning)
+    assert all(p.grad is None for p in made.teacher.parameters())
+
+def test_missing_teacher_is_trained_once_and_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(I, "check_teacher", lambda *args: 99.0)  # one epoch teaches it nothing
+    for seed in (0, 1):
+        run(tmp_path / f"r{seed}", teacher_epochs=1, epochs=1, seed=seed)
+    assert len(os.listdir("runs/teachers")) == capsys.readouterr().out.count("no --teacher") == 1
+
+# --- data -------------------------------------------------------------------------------------
+
+INNER = dict(cifar10="cifar-10-batches-py", cifar100="cifar-100-python", svhn="", folder="",
+             tinyimagenet="tiny-imagenet-200")
+ARCHIVE = dict(cifar10="cifar-10-python.tar.gz", cifar100="cifar-100-python.tar.gz",
+               tinyimagenet="tiny-imagenet-200.zip", folder="mine.tar.xz")
+
+def write_cifar(to, files, meta, key, label):
+    x, y, names = noise(4 * len(files)), [i % 7 for i in range(4 * len(files))], list("abcdefghij")
+    for i, file in enumerate(files):
+        part = {"data": x[4 * i:4 * i + 4].reshape(4, -1), label: y[4 * i:4 * i + 4]}
+        (to / file).write_bytes(pickle.dumps(part, 2))
+    (to / meta).write_bytes(pickle.dumps({key: names}, 2))
+    return x[:-4], y[:-4], x[-4:], y[-4:], names
+
+def write_svhn(to):
+    x, y = noise(8), np.array([10, 1, 2, 9, 10, 3, 4, 5], np.uint8)
+    for name, i in dict(train=slice(5), test=slice(5, 8)).items():
+        pytest.importorskip("scipy.io").savemat(to / f"{name}_32x32.mat", dict(
+            X=x[i].transpose(2, 3, 1, 0), y=y[i, None]), do_compression=True)
+    return x[:5], list(y[:5] % 10), x[5:], list(y[5:] % 10), list("0123456789")
+
+def write_images(to, *names, seed=0):
+    """PNG whatever the name, since JPEG would change the pixels; the first one is gray."""
+    x = noise(len(names), 8, seed)
+    x[0] = x[0, :1]
+    for i, name in enumerate(names):
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[i].transpose(1, 2, 0) if i else x[i, 0]).save(to / name, "PNG")
+    return x
+
+def write_tiny(to):
+    """As published: unlabelled test images, wnids.txt in no order, labels of val in a file."""
+    x = write_images(to, *(f"train/n0{k}/images/{i}.JPEG" for k in (1, 2, 3) for i in (0, 1)))
+    x_val = write_images(to, *(f"val/images/val_{i}.JPEG" for i in range(4)), seed=1)
+    write_images(to, "test/images/test_0.JPEG")
+    (to / "wnids.txt").write_text("n03\nn01\nn02\n")
+    (to / "val/val_annotations.txt").write_text("".join(
+        f"val_{i}.JPEG\tn0{k}\t0\t0\t8\t8\n" for i, k in enumerate((3, 1, 2, 1))))
+    return x, [0, 0, 1, 1, 2, 2], x_val, [2, 0, 1, 0], ["n01", "n02", "n03"]
+
+def write_folder(to, other="test"):
+    x = write_images(to / "train", "ant/1.png", "ant/2.png", "bee/0.png", "cow/7.png")
+    x_test = write_images(to / other, "bee/a.png", "cow/a.png", seed=1)
+    return x, [0, 0, 1, 2], x_test, [1, 2], ["ant", "bee", "cow"]
+
+BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+WRITE = dict(
+    cifar10=lambda to: write_cifar(to, BATCHES, "batches.meta", "label_names", "labels"),
+    cifar100=lambda to: write_cifar(to, ("train", "test"), "meta", "fine_label_names",
+    "fine_labels"),
+    svhn=write_svhn, tinyimagenet=write_tiny, folder=write_folder)
+
+def publish(name, root):
+    """A small data set as published in root/d, its archive in root/new; the truth."""
+    inner, new = root / "d" / INNER[name], root / "new"
+    for folder in (inner, new):
+        folder.mkdir(parents=True)
+    truth = WRITE[name](inner)
+    if name in ARCHIVE:
+        kind = dict(zip="zip", gz="gztar", xz="xztar")[ARCHIVE[name].rpartition(".")[2]]
+        made = shutil.make_archive(root / "packed", kind, root / "d", INNER[name] or None)
+        shutil.move(made, new / ARCHIVE[name])
+    return truth
+
+def load(name, root, place="d", **options):
+    return I.load_dataset(name, root / place, download=False, cache=root / "cache", **options)
+
+def agrees(data, truth):
+    x, y, x_test, y_test, names = truth
+    assert data.classes == names and data.x_train.dtype == data.x_test.dtype == torch.uint8
+    assert data.y_train.tolist() == list(y) and data.y_test.tolist() == list(y_test)
+    assert np.array_equal(data.x_train.numpy(), x) and np.array_equal(data.x_test.numpy(), x_test)
+    return True
+
+@pytest.mark.parametrize("name, place", [("svhn", "d"), ("folder", "d"), ("folder",
+    "new/mine.tar.xz")] + [
+    (n, p) for n in WRITE if INNER[n] for p in ("d", "d/" + INNER[n], "new", "new/" + ARCHIVE[n])])
+def test_published_layout_loads_exactly(name, place, tmp_path):
+    truth = publish(name, tmp_path)
+    data = load(name, tmp_path, place)
+    agrees(data, truth)
+    assert data.flip == (name != "svhn")
+
+@pytest.mark.parametrize("below", ["", "images"])
+@pytest.mark.parametrize("notes", [True, False])
+def test_sorted_tiny_imagenet_val_loads(notes, below, tmp_path):
+    publish("tinyimagenet", tmp_path)
+    val = tmp_path / "d/tiny-imagenet-200/val"
+    for i, label in enumerate(("n03", "n01", "n02", "n01")):
+        (val / label / below).mkdir(parents=True, exist_ok=True)
+        (val / f"images/val_{i}.JPEG").rename(val / label / below / f"val_{i}.JPEG")
+    (val / "images").rmdir()
+    if not notes:
+        (val / "val_annotations.txt").unlink()
+    assert sorted(load("tinyimagenet", tmp_path).y_test.tolist()) == [0, 0, 1, 2]
+
+def test_folder_is_cached_and_renewed_when_files_change(tmp_path, monkeypatch):
+    truth = write_folder(tmp_path / "d", "val")
+    agrees(load("folder", tmp_path), truth)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", None)
+        agrees(load("folder", tmp_path), truth)
+    Image.new("RGB", (20, 9)).save(tmp_path / "d/train/bee/0.png")  # of another size, too
+    data = load("folder", tmp_path)
+    assert data.x_train.shape == (4, 3, 8, 8) and not data.x_train[2].any()
+    assert load("folder", tmp_path, image_size=16).x_test.shape == (2, 3, 16, 16)
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A folder with files to damage and the truth of each data set."""
+    top = tmp_path_factory.mktemp("whole")
+    truth = {name: publish(name, top / name) for name in WRITE}
+    shutil.make_archive(top / "folder/new/mine", "tar", top / "folder/d")
+    torch.save(trained_looking("tiny").state_dict(), top / "folder/d/t.pt")
+    return SimpleNamespace(top=top, truth=truth)
+
+@pytest.mark.parametrize("name, place, file", [
+    ("cifar10", "d", "d/cifar-10-batches-py/data_batch_3"), ("cifar10", "new",
+    "new/" + ARCHIVE["cifar10"]),
+    ("cifar100", "d", "d/cifar-100-python/meta"), ("tinyimagenet", "new",
+    "new/" + ARCHIVE["tinyimagenet"]),
+    ("svhn", "d", "d/train_32x32.mat"), ("folder", "d", "d/test/bee/a.png"), ("folder", "",
+    "d/t.pt"),
+    ("folder", "new/mine.tar", "new/mine.tar"), ("folder", "new/mine.tar.xz", "new/mine.tar.xz")])
+@given(share=st.floats(0, 0.95), cut=st.booleans())
+def test_a_damaged_file_is_one_line_or_harmless(whole, tmp_path_factory, name, place, file, share,
+    cut):
+    root = shutil.copytree(whole.top / name, tmp_path_factory.mktemp("damaged") / name)
+    content = bytearray((root / file).read_bytes())
+    begin = int(share * len(content))
+    content[begin:] = b"" if cut else bytes([content[begin] ^ 0x5a]) + content[begin + 1:]
+    (root / file).write_bytes(content)
+    try:
+        # a tar that is cut between two members looks whole
+        data = load(name, root, place) if place else I.load_teacher(str(root / file))
+        assert not cut or file.endswith(".tar") or agrees(data, whole.truth[name])
+    except I.InfoardError as error:
+        assert one_line(error)
+    shutil.rmtree(root.parent)
+
+@given(st.tuples(*[st.integers(*ends) for ends in ((1, 4), (5, 9), (5, 9), (0, 4), (0, 999))]),
+    st.booleans())
+def test_augmented_images_are_windows_of_the_padded_ones(sizes, flip):
+    b, h, w, pad, seed = sizes
+    x = torch.from_numpy(noise(b, 9, seed)[:, :, :h, :w]).clamp(1)
+    out, again = (I.augment(x, torch.Generator().manual_seed(seed), pad, flip) for _ in range(2))
+    assert out.shape == x.shape and out.dtype == x.dtype and torch.equal(out, again)
+    for picture, frame in zip(out, nn.functional.pad(x, (pad,) * 4), strict=True):
+        shifts = [(i, j) for i in range(2 * pad + 1) for j in range(2 * pad + 1)]
+        windows = [frame[:, i:i + h, j:j + w] for i, j in shifts]
+        assert any(torch.equal(picture, v) or flip and torch.equal(picture,
+            v.flip(2)) for v in windows)
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 40))
+def test_class_balanced_is_sorted_unique_even_and_fixed(labels, n):
+    y = torch.tensor(labels)
+    rows = I.class_balanced(y, n)
+    assert rows.tolist() == sorted(set(rows.tolist())) and len(rows) == min(n, len(y))
+    have, got = (torch.bincount(v, minlength=4) for v in (y, y[rows]))
+    assert (got >= torch.minimum(have, got.max() - 1)).all()  # fewer only where there are no more
+    assert torch.equal(rows, I.class_balanced(y, n))
+
+def test_shapes_are_fixed_balanced_bytes():
+    a, b = I.render_shapes(200, 50), I.render_shapes(200, 50)
+    assert torch.equal(a.x_train, b.x_train) and torch.equal(a.x_test, b.x_test)
+    assert a.x_train.dtype == torch.uint8 and a.x_train.shape == (200, 3, 32, 32)
+    assert torch.bincount(a.y_train).tolist() == [20] * 10 and len(a.classes) == 10
+
+# --- command line -----------------------------------------------------------------------------
+
+FILES = dict(  # files that are no checkpoint of a net we know
+    deepmind={"init_conv.weight": X, "logits.weight": X}, list=[1, 2], none={}, one=dict(delta=X),
+    torchvision={"conv1.weight": X, "layer1.0.conv1.weight": X, "fc.weight": X}, module=nn.Linear(2,
+    2),
+    numbers={0: X, 1: X}, headless={k: v for k,
+    v in I.tiny().state_dict().items() if "linear" not in k},
+    three=I.tiny(3).state_dict(), stranger=I.tiny().state_dict(), text=b"hello", empty=b"",
+    html=b"<!DOCTYPE html>")
+NETS = """import infoard, torch
+class probs(torch.nn.Module):
+    def forward(self, x): return x.new_full((len(x), 10), 0.1)
+good, three, text, number = infoard.tiny, lambda: infoard.tiny(3), lambda: "net", 5
+"""
+
+@pytest.fixture
+def desk(lab, tmp_path, monkeypatch):
+    """A current folder with all that the command lines below name; there is no network."""
+    def offline(*args, **options):
+        raise OSError("no route to host")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setattr(I, "render_shapes", lambda *args, **options: SMALL)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
+    monkeypatch.setitem(sys.modules, "robustbench", None)
+    for name, content in FILES.items():
+        torch.save(content, f"{name}.pt")
+        if isinstance(content, bytes):
+            Path(f"{name}.pt").write_bytes(content)
+    shutil.copytree(lab.top / "done", "done")
+    Path("nets.py").write_text(NETS)
+    publish("cifar10", tmp_path / "listed")
+    Path("listed/d/cifar-10-batches-py/data_batch_2").write_bytes(pickle.dumps([1, 2]))
+    write_folder(tmp_path / "dogs")
+    write_images(tmp_path / "dogs/test", "dog/1.png")
+    return tmp_path
+
+REFUSED = """trian > did you mean 'train' ; --dataset cifar > did you mean 'cifar10' ;
+--student resnet19 > resnet18.*mobilenet_v2 ; --student wrn_11_2 > wrn_34_10 ;
+--framework rslda > did you mean 'rslad' ; --attacks clean,pgdd > did you mean 'pgd' ;
+--asa teachr > --asa ; --mim dvv > --mim ; --eps 2 > 8/255 ; --eps abc > --eps ; --eps nan > --eps ;
+--eps 1/0 > --eps ; --epochs 0 > --epochs ; --steps-lo 9 > --steps-lo ; --device gpu > --device ;
+--device cuda > --device ; --resum > resum ; --out text.pt/run > text.pt ;
+--teacher nowhere.pt > no checkpoint file at nowhere ; --teacher done > no checkpoint file ;
+--teacher three.pt > 3 classes, the data have 10 ; --teacher stranger.pt > chance is 10 ;
+--teacher stranger.pt --teacher-norm imagenet > cifar100 ;
+--teacher deepmind.pt > DeepMind.*robustbench ;
+--teacher torchvision.pt > torchvision.*module:factory ; --teacher list.pt > holds.* list ;
+--teacher module.pt > holds code ; --teacher none.pt > unknown ; --teacher one.pt > unknown ;
+--teacher numbers.pt > numbers.pt ; --teacher headless.pt > headless ;
+--teacher text.pt > truncated ;
+--teacher empty.pt > truncated ; --teacher html.pt > truncated ;
+--teacher nets:probs > probabilities ; --teacher nets:text > nn.Module ;
+--teacher nets:three > 3 classes, the data have 10 ; --teacher nets:number > nets:number ;
+--teacher nets:absent > absent ; --teacher nothing_there:net > nothing_there ;
+--teacher robustbench:Nobody2020 > robustbench ;
+--dataset cifar10 --data-dir void --no-download > cifar-10-python.tar.gz or cifar-10-batches-py.* ;
+--dataset cifar10 --data-dir void > void.*no route.*cifar-10-batches-py ;
+--dataset cifar100 --data-dir void > void.*no route.*cifar-100-python ;
+--dataset svhn --data-dir void > void.*no route.*train_32x32.mat ;
+--dataset tinyimagenet --data-dir void > void.*no route.*tiny-imagenet-200 ;
+--dataset folder --data-dir void > void.*train and test ;
+--dataset cifar10 --data-dir listed/d > listed ; --dataset folder --data-dir dogs > dog ;
+eval > CKPT ; eval nowhere.pt > nowhere ; eval stranger.pt > --dataset ;
+eval text.pt --dataset shapes > truncated ; eval done/sheet.pt > sheet.pt ;
+eval done/last.pt --attacks pgdd > did you mean 'pgd' ; export text.pt > truncated ;
+export done/sheet.pt > sheet.pt ; tables nowhere > nowhere ; figures nowhere > nowhere ;
+figures done > pip install matplotlib ;
+eval done/last.pt --attacks apgd > pip install pyautoattack"""
+
+@pytest.mark.parametrize("line, why", [row.split(" > ") for row in re.split(r"\s;\s", REFUSED)])
+def test_bad_input_is_one_line_and_exit_code_two(desk, line, why, capsys, monkeypatch):
+    if line == "--device cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+
+    def too_late(*args):
+        raise AssertionError("training has begun, or there is no end")
+    monkeypatch.setattr(I.Run, "step", too_late)
+    if "pip install" in why:
+        monkeypatch.setitem(sys.modules, why.split()[-1], None)
+    usual, argv = signal.signal(signal.SIGALRM, too_late), line.split()
+    signal.alarm(10)
+    if argv[0].startswith("--"):
+        plain = "--teacher" not in line and "--framework" not in line
+        argv += ["--no-figures"] + ["--framework", "natural"] * plain
+    try:
+        code, err = I.main(argv), capsys.readouterr().err
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, usual)
+    assert code == 2 and err.startswith("infoard: error: ") and one_line(err)
+    assert re.search(why, err), err
+
+def parsed(argv):
+    """The Config that the command line makes of argv."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(I, "train", (got := []).append)
+        assert I.main(argv) == 0
+    return got[0]
+
+def test_radius_is_a_fraction_or_a_number():
+    assert abs(parsed(["--eps", "8/255"]).eps - 0.0313725) < 1e-7  # seven decimals
+    assert parsed(["--eps", "0.0313725"]).eps == 0.0313725
+
+def values(f):
+    kinds = {bool: st.booleans(), float: st.floats(0.01, 0.99), int: st.integers(1, 9),
+        int | None: st.integers(1, 9)}
+    choices, text = f.metadata["choices"], st.text("ab_./:", min_size=1)
+    return st.sampled_from(choices) if choices else kinds.get(f.type, text)
+
+@given(st.data())
+@settings(max_examples=40)
+def test_every_setting_is_an_option_and_round_trips(data):
+    fields = data.draw(st.lists(st.sampled_from(dataclasses.fields(I.Config)),
+        unique_by=lambda f: f.name))
+    given, argv = {f.name: data.draw(values(f), f.name) for f in fields}, []
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        on = f"--{flag}" if value else f"--no-{flag}"
+        argv += [on] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    assert parsed(argv) == I.Config(**given)
+
+@pytest.mark.parametrize("verb", I.VERBS)
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        I.main([verb, "--help"])
+    assert stopped.value.code == 0 and len(capsys.readouterr().out) > 100
+
+def test_eval_of_a_checkpoint_repeats_its_results(desk, lab):
+    line = "eval done/last.pt --attacks clean,fgsm,pgd --eval-subset 40 --device cpu --out e"
+    assert I.main(line.split()) == 0
+    again, was = json.loads(Path("e/eval.json").read_text()), lab.results["last"]
+    assert [again[k] for k in I.METRICS] == [was[k] for k in I.METRICS]
+
+@pytest.mark.parametrize("name", ["stranger.pt", "nets:good"])
+def test_eval_takes_a_strangers_net(desk, name, capsys):
+    assert I.main(f"eval {name} --dataset shapes --attacks clean --eval-subset 20".split()) == 0
+    assert f"| {name}" in capsys.readouterr().out
+
+def test_tables_show_best_and_last(desk, capsys):
+    assert I.main(["tables", "."]) == 0
+    cells = {c.strip() for c in capsys.readouterr().out.split("|")}
+    assert {"done best", "done last", "pgd_sat"} <= cells
+
+def test_figures_are_drawn_again(desk):
+    shutil.rmtree("done/figures")
+    assert I.main(["figures", "done"]) == 0
+    files = sorted(Path("done/figures").iterdir())
+    assert len(files) >= 6 and [f.suffix for f in files] == [".pdf", ".png"] * (len(files) // 2)
+    assert all(f.stat().st_size > 5000 for f in files)
+    assert all(np.array(Image.open(f).convert("L")).std() > 5 for f in files[1::2])  # not blank
+
+def test_export_holds_the_evaluated_weights_and_no_critics(desk):
+    assert I.main(["export", "done/last.pt"]) == 0
+    weights, file = (I.load_tensors(f"done/last{kind}.pt") for kind in (".weights", ""))
+    assert weights.keys() == I.tiny().state_dict().keys() and file["critics"]
+    assert all(torch.equal(v, file["ema"]["module." + k]) for k, v in weights.items())
+
+def test_files_of_a_run_have_the_promised_keys(desk):
+    config, results = (json.loads(Path(f"done/{n}.json").read_text()) for n in ("config",
+        "results"))
+    assert config["settings"].keys() == {f.name for f in dataclasses.fields(I.Config)}
+    assert len(config["teacher_sha256"]) == len(config["source_sha256"]) == 64
+    assert {"argv", "torch"} <= config.keys()
+    keys = "clean fgsm pgd_sat pgd_trades cw apgd aa worst worst_class n ci95".split()
+    assert all(set(keys) <= results[k].keys() for k in ("last", "best"))
+    rows = [json.loads(line) for line in Path("done/log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert set("loss feat att lr eps val_clean val_pgd images_per_s".split()) <= rows[1].keys()
+    assert all(torch.load(f"done/{n}.pt", weights_only=True) for n in ("last", "best", "sheet"))
+
+def python(code, cwd):
+    env = os.environ | dict(PYTHONPATH=str(Path(I.__file__).parent), CUDA_VISIBLE_DEVICES="",
+        PYTHONDONTWRITEBYTECODE="1")
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True,
+        text=True, timeout=100)
+
+def test_import_needs_torch_and_numpy_only_and_does_nothing(tmp_path):
+    names = "matplotlib tqdm pyautoattack torchvision scipy".split()
+    done = python(f"import sys\nfor n in {names}: sys.modules[n] = None\n"
+                  "import infoard", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not os.listdir(tmp_path)
+
+def test_full_disk_is_one_line(tmp_path):
+    done = python("import resource, infoard as I\nd = I.render_shapes(400, 100)\n"
+                  "I.render_shapes = lambda: d\nargs = '--framework natural --epochs 1'.split()\n"
+                  "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+                  "raise SystemExit(I.main(args))", tmp_path)
+    assert done.returncode == 2 and "cannot write" in done.stderr and one_line(done.stderr)
+    assert not list(tmp_path.rglob("*.part*"))
+
+def test_source_keeps_the_house_rules():
+    lines = Path(I.__file__).read_text().splitlines()
+    assert len(lines) <= 1600 and ".cuda()" not in "".join(lines)
+    assert [i for i, line in enumerate(lines, 1) if len(line) > 100] == []
