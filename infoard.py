@@ -25,7 +25,6 @@ section 5 are our reconstruction.
 """
 import argparse
 import contextlib
-import difflib
 import hashlib
 import importlib
 import io
@@ -71,9 +70,7 @@ def require(condition, message: str) -> None:
 
 def lookup(table, name: str, what: str):
     """table[name] (or name itself, from a list), or one line that lists the names there are."""
-    near = difflib.get_close_matches(str(name), table, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    require(name in table, f"unknown {what} {name!r}{hint} (choose from {', '.join(table)})")
+    require(name in table, f"unknown {what} {name!r} (choose from {', '.join(table)})")
     return table[name] if isinstance(table, dict) else name
 
 def need(module: str, what: str):
@@ -165,11 +162,9 @@ class Config:
     teacher_epochs: int = opt(None, "epochs for a missing teacher; default: --epochs", low=1)
     framework: str = opt("rslad", "the base framework: natural, at, trades or rslad")
     infoard: bool = opt(True, "add InfoARD to the base framework")
-    asa: str = opt("teacher", "what strength follows; uniform, shuffled: controls; off: one eps",
-                   "teacher student gap uniform shuffled off")
+    asa: str = opt("teacher", "signal of strength", "teacher student gap uniform shuffled off")
     lam_lo: float = opt(1.0, "eps_i of the weakest instance, in units of eps", low=0)
     lam_hi: float = opt(1.5, "eps_i of the strongest instance, in units of eps", low=0)
-    asa_ramp: float = opt(0.0, "share of the training in which eps_i leaves eps", low=0, high=1)
     steps_lo: int = opt(0, "attack steps of the weakest instance; 0: all take --steps", low=0)
     mim: str = opt("infonce", "bound of the information terms", "infonce dv nwj jsd vid off")
     w_feat: float = opt(0.1, "weight of feature information", low=0)
@@ -192,8 +187,7 @@ class Config:
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps")
     amp: str = opt("auto", "half precision; auto: bf16 if in hardware", "auto bf16 fp16 off")
     compile: bool = opt(False, "torch.compile the student")
-    attacks: str = opt("clean,fgsm,pgd,cw,apgd", "at the end, of clean,fgsm,pgd,cw,apgd (the APGD "
-                       "parts of AutoAttack) and aa (all of it)", "clean fgsm pgd cw apgd aa")
+    attacks: str = opt("clean,fgsm,pgd,cw,apgd", "for the results", "clean fgsm pgd cw apgd aa")
     eval_subset: int = opt(None, "test images; 0: all; default: 500 on a CPU, else all", low=0)
     eval_batch: int = opt(256, "images per evaluation batch", low=1)
     out: str = opt(None, "folder; default: runs/<dataset>-<student>-<framework>[-plain]-s<seed>")
@@ -213,9 +207,8 @@ class Config:
     def resolved(self) -> "Config":
         """The same with every None filled in."""
         preset = PRESETS["shapes" if self.dataset == "shapes" else "images"]
-        if self.teacher:  # a file knows its architecture
-            preset = {k: v for k, v in preset.items() if k != "teacher_arch"}
-        fill = {k: v for k, v in preset.items() if getattr(self, k) is None}
+        fill = {k: v for k, v in preset.items() if getattr(self, k) is None
+                and not (self.teacher and k == "teacher_arch")}  # a file knows its own
         infoard = self.infoard and self.framework != "natural"
         cfg = replace(self, infoard=infoard, **fill)
         require(cfg.steps_lo <= cfg.steps, f"--steps-lo must be at most --steps, {cfg.steps}")
@@ -405,7 +398,6 @@ def pooled(f: Tensor) -> Tensor:
 
 class Critic(nn.Module):
     """scores[i,j] = <g(s_i), h(t_j)>/tau, with linear, normalised g and h of pooled features."""
-
     def __init__(self, dim_s: int, dim_t: int, dim: int = 128, tau: float = 0.2):
         super().__init__()
         self.g, self.h, self.tau = nn.Linear(dim_s, dim), nn.Linear(dim_t, dim), tau
@@ -417,15 +409,13 @@ class Critic(nn.Module):
 
 class GaussianCritic(nn.Module):
     """scores[i,j] = log q(t_j|s_i)/D: Gaussian with a linear mean, per dimension of the target."""
-
     def __init__(self, dim_s: int, dim_t: int):
         super().__init__()
         self.mean, self.log_var = nn.Linear(dim_s, dim_t), nn.Parameter(torch.zeros(dim_t))
 
     def forward(self, s: Tensor, t: Tensor) -> Tensor:
         t = F.layer_norm(pooled(t), t.shape[1:2])  # [B, D], not learned: it could turn constant
-        scores = gaussian_scores(self.mean(pooled(s)), t, self.log_var.clamp(min=-6))
-        return scores / t.shape[1]  # [B, B]
+        return gaussian_scores(self.mean(pooled(s)), t, self.log_var.clamp(min=-6)) / t.shape[1]
 
 # ==== 5. InfoARD: strength and multi-granularity loss as one object ===============================
 class Taps:
@@ -433,7 +423,6 @@ class Taps:
 
     The last map at each resolution and, as "penultimate", the input of the last linear layer.
     """
-
     def __init__(self, net: nn.Module, x: Tensor):
         self.maps, self.hooks, modules = {}, [], dict(net.named_modules())
         for _ in range(2):  # hook all modules first, then only those whose output was kept
@@ -499,7 +488,6 @@ class InfoARD(nn.Module):
     of their attention maps (stages), each a mean over taps; R: relation_loss of the deepest pair.
     Cosines leave the scale of logits free: use these terms beside a loss on the logits, not alone.
     """
-
     def __init__(self, student: nn.Module, teacher: nn.Module, *, image_shape=(3, 32, 32),
                  asa: str = "teacher", lam: tuple[float, float] = (1.0, 1.5), mim: str = "infonce",
                  w_feat: float = 0.1, w_att: float = 0.05, w_rel: float = 0.0, dim: int = 128,
@@ -512,8 +500,8 @@ class InfoARD(nn.Module):
         wide_s, wide_t = self.student_taps.widths, self.teacher_taps.widths
         stages = ([n for n in w if n != "penultimate"][::-1] for w in (wide_s, wide_t))
         self.pairs = list(zip(*stages))[:3]  # noqa: B905, deepest with deepest
-        weights = dict(feat=w_feat if self.bound else 0, rel=w_rel,
-                       att=w_att if self.bound and self.pairs else 0)
+        weights = dict(feat=-w_feat if self.bound else 0, rel=w_rel,
+                       att=-w_att if self.bound and self.pairs else 0)
         self.weights = {name: w for name, w in weights.items() if w}
         self.pairs[:0] = [(n, n) for n in wide_s if n == "penultimate" and n in wide_t]
         require(self.pairs or not self.weights, "no feature maps to compare: use --mim off")
@@ -539,16 +527,14 @@ class InfoARD(nn.Module):
         maps = [(full(s_maps[a]), full(t_maps[b]).detach()) for a, b in self.pairs]
         if not self.weights or len(maps[0][0]) < 2:  # one image alone makes no pairs
             return torch.zeros((), device=next(iter(s_maps.values())).device)
-        stages = [pair for pair in maps if pair[0].dim() == 4]
         values = dict(
             feat=lambda: [self.bound(f(*pair)) for f, pair in zip(self.critics, maps, strict=True)],
-            att=lambda: [self.bound(attention_scores(*pair, self.tau)) for pair in stages],
+            att=lambda: [self.bound(attention_scores(*m, self.tau)) for m in maps if m[0].ndim > 2],
             rel=lambda: [relation_loss(*maps[0], tau=self.tau).mean()])
         with torch.autocast(maps[0][0].device.type, enabled=False):
             terms = {name: torch.stack(values[name]()).mean() for name in self.weights}
         self.terms = {name: v.detach() for name, v in terms.items()}
-        signs = dict(feat=-1, att=-1, rel=1)
-        return sum(signs[name] * self.weights[name] * v for name, v in terms.items())
+        return sum(self.weights[name] * v for name, v in terms.items())
 
 # ==== 6. Frameworks ===============================================================================
 # name      inner max, |x'-x| <= eps   outer min                                  source
@@ -556,15 +542,12 @@ class InfoARD(nn.Module):
 # at        CE(S(x'),y)                CE(S(x'),y)                                [Madry] eq. 2.1
 # trades    KL(S(x)||S(x'))            CE(S(x),y) + beta KL(S(x)||S(x'))          [TRADES] eq. 5
 # rslad     KL(T(x)||S(x'))            5/6 KL(T(x)||S(x')) + 1/6 KL(T(x)||S(x))   [RSLAD] eq. 7
-
 class Step:
     """One batch, and t, s, s_adv = T(x), S(x), S(x'), each pass made when it is first asked for."""
-
     def __init__(self, student: nn.Module, teacher: nn.Module | None, x: Tensor, y: Tensor, *,
-                 cfg: Config, info: InfoARD | None = None, progress: float = 1.0,
-                 generators: dict | None = None):
+                 cfg: Config, info: InfoARD | None = None, generators: dict | None = None):
         self.student, self.teacher, self.x, self.y = student, teacher, x, y
-        self.cfg, self.info, self.progress, self.generators = cfg, info, progress, generators or {}
+        self.cfg, self.info, self.generators = cfg, info, generators or {}
         self.threat, self.x_adv = Threat(cfg.eps, cfg.step_size, cfg.steps), x
 
     @cached_property
@@ -598,7 +581,6 @@ class Step:
             self.threat = info.strength(
                 self.t if info.asa in ("teacher", "gap") else None, self.y, self.threat,
                 s=predict(self.student, self.x) if info.asa in ("student", "gap") else None,
-                ramp=min(1.0, self.progress / cfg.asa_ramp) if cfg.asa_ramp else 1.0,
                 steps_lo=cfg.steps_lo, generator=self.generators.get("data"))
         with frozen_eval(self.student):
             self.x_adv = pgd(objective, self.x, threat=self.threat, init=init,
@@ -638,14 +620,12 @@ NEED_TEACHER = ("rslad",)
 # ==== 7. Models, teachers =========================================================================
 # Layers in a row, named as in files in the wild (kuangliu's CIFAR nets, TRADES' WideResNet), so
 # that these load. The first layer halves images of 64 pixels and more, and quarters those of 128.
-
 NORMS = dict(none=((0.0,) * 3, (1.0,) * 3),
              cifar10=((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
              cifar100=((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)))
 
 class Normalize(nn.Module):
     """(x - mean)/std, inside the model; not in its state dict, as files have no such keys."""
-
     def __init__(self, mean=NORMS["none"][0], std=NORMS["none"][1]):
         super().__init__()
         self.register_buffer("mean", torch.as_tensor(mean).view(3, 1, 1), persistent=False)
@@ -660,7 +640,6 @@ def conv(c_in: int, c_out: int, size: int = 3, stride: int = 1, groups: int = 1)
 
 class BasicBlock(nn.Module):
     """ResNet, 1512.03385: conv-bn-relu-conv-bn + shortcut, relu."""
-
     def __init__(self, c_in: int, c: int, stride: int):
         super().__init__()
         self.conv1, self.bn1 = conv(c_in, c, 3, stride), nn.BatchNorm2d(c)
@@ -674,7 +653,6 @@ class BasicBlock(nn.Module):
 
 class PreActBlock(nn.Module):
     """1603.05027: bn-act-conv twice + shortcut from after the first act; wide: with WRN's names."""
-
     def __init__(self, c_in: int, c: int, stride: int, act: Callable = F.relu, wide: bool = False):
         super().__init__()
         self.bn1, self.conv1 = nn.BatchNorm2d(c_in), conv(c_in, c, 3, stride)
@@ -690,7 +668,6 @@ class PreActBlock(nn.Module):
 
 class InvertedBlock(nn.Module):
     """MobileNetV2, 1801.04381: expand 1x1, depthwise 3x3, project 1x1; shortcut at stride 1."""
-
     def __init__(self, c_in: int, c: int, stride: int, expansion: int = 6):
         super().__init__()
         wide, self.stride = expansion * c_in, stride
@@ -857,7 +834,7 @@ def load_teacher(path_or_id: str, arch: str | None = None, num_classes: int | No
         else:
             sys.path.append(os.getcwd())
             net = getattr(importlib.import_module(module), name)()
-        require(isinstance(net, nn.Module), f"{path_or_id} is no nn.Module but {type(net).__name__}")
+        require(isinstance(net, nn.Module), f"{path_or_id} gives {type(net)}, no nn.Module")
         net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         z = predict(net, torch.full((2, 3, size, size), 0.5, device=device))  # [2, K]
     except InfoardError:
@@ -987,8 +964,7 @@ def decode(files: list, size: int, path: Path) -> None:
     """Image files as uint8 [N,H,W,3] in a .npy file, in `size` pixels or those of the first."""
     from PIL import Image, ImageOps
     width, height = (size, size) if size else Image.open(files[0]).size
-    shape = len(files), height, width, 3
-    store = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    store = np.lib.format.open_memmap(path, "w+", np.uint8, (len(files), height, width, 3))
     for i, file in enumerate(progress_bar(files, "decoding")):
         try:
             image = Image.open(file).convert("RGB")
@@ -1072,12 +1048,11 @@ def percent(hits: Tensor) -> float:
     """The share of true values, in per cent."""
     return round(100 * hits.double().mean().item(), 2)
 
-def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int,
-                  published: dict = PUBLISHED) -> float:
+def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int) -> float:
     """Clean accuracy in per cent beside the published one; one below twice chance stops the run."""
     accuracy, plain = percent(correct(net, x, y)), name.lower().replace("-", "_")
-    known = next((f", published {v}" for k, v in published.items() if k.lower() in plain), "")
-    print(f"teacher {name}: clean accuracy {accuracy} on {len(x)} test images{known}")
+    known = [f", published {v}" for k, v in PUBLISHED.items() if k.lower() in plain][:classes == 10]
+    print(f"teacher {name}: clean accuracy {accuracy} on {len(x)} test images{''.join(known)}")
     least = min(200 / classes, 50 + 50 / classes)
     require(accuracy > least, f"teacher {name} has clean accuracy {accuracy}, chance is "
             f"{100 / classes:.1f}: wrong file or class order, --teacher-norm or --teacher-epochs")
@@ -1194,7 +1169,6 @@ def lr_at(cfg: Config, share: float) -> float:
 
 class Run:
     """All that changes during a training, to be saved and brought back whole."""
-
     def __init__(self, cfg: Config, data: Data, teacher: nn.Module | None, device: torch.device):
         self.cfg, self.data, self.teacher, self.device = cfg, data, teacher, device
         self.eps_top = max(2, cfg.lam_hi) * cfg.eps or 1  # of the histogram
@@ -1214,8 +1188,7 @@ class Run:
         self.evaluated = self.ema.module if self.ema else self.student
         critics = self.info.critics if self.info else nn.ModuleList()
         groups = [dict(params=list(net.parameters())) for net in (self.student, critics)]
-        self.optimizer = torch.optim.SGD([g for g in groups if g["params"]], cfg.lr, 0.9,
-                                         weight_decay=cfg.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, cfg.lr, 0.9, weight_decay=cfg.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         self.autocast = partial(torch.autocast, device.type, dtype, enabled=dtype is not None)
         self.forward = torch.compile(self.student) if cfg.compile else self.student
@@ -1264,7 +1237,7 @@ class Run:
             group["lr"] = lr_at(cfg, share)
         self.student.train()
         with self.autocast():
-            step = Step(self.forward, self.teacher, x, y, cfg=cfg, info=self.info, progress=share,
+            step = Step(self.forward, self.teacher, x, y, cfg=cfg, info=self.info,
                         generators=self.generators)
             loss = step.loss()
         self.optimizer.zero_grad()
@@ -1331,11 +1304,9 @@ def get_teacher(cfg: Config, data: Data, device: torch.device) -> nn.Module | No
                 data_dir=cfg.data_dir, download=cfg.download, device=cfg.device,
                 eval_subset=cfg.eval_subset)))
         path = f"{out}/best.pt"
-    arch = cfg.teacher_arch if cfg.teacher else None
-    teacher = load_teacher(path, arch, len(data.classes), size=size, norm=cfg.teacher_norm,
-                           dataset=cfg.dataset, device=device)
-    check_teacher(teacher, *test_images(data, 1000, device), path, len(data.classes),
-                  PUBLISHED if cfg.dataset == "cifar10" else {})
+    teacher = load_teacher(path, cfg.teacher_arch, len(data.classes), size=size,
+                           norm=cfg.teacher_norm, dataset=cfg.dataset, device=device)
+    check_teacher(teacher, *test_images(data, 1000, device), path, len(data.classes))
     return teacher
 
 def same_settings(old: dict, cfg: Config) -> None:
@@ -1356,16 +1327,13 @@ def train(cfg: Config) -> dict:
     if finished:
         print(f"{out} is finished: another --out or --seed makes another run")
         return json.loads((out / "results.json").read_text())
-    require(cfg.resume or not begun,
-            f"{out} holds an unfinished run: go on with --resume, or choose another --out")
+    require(cfg.resume or not begun, f"{out} holds an unfinished run: --resume or another --out")
     lookup(FRAMEWORKS, cfg.framework, "framework")
-    lookup(DATASETS, cfg.dataset, "data set")
     with torch.device("meta"):  # a look at the name before the work begins
         build_model(cfg.student)
-    if {"apgd", "aa"} & set(cfg.attacks.split(",")):
-        need("pyautoattack", "AutoAttack (apgd and aa in --attacks)")
-    if cfg.figures:
-        need("matplotlib", "a figure (or say --no-figures)")
+    _ = {"apgd", "aa"} & set(cfg.attacks.split(",")) and need("pyautoattack", "apgd in --attacks")
+    _ = cfg.figures and need("matplotlib", "a figure (or say --no-figures)")
+    data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
     if not begun:
         file, sha256 = Path(cfg.teacher or ""), hashlib.sha256
         save(out / "config.json", dict(
@@ -1374,22 +1342,17 @@ def train(cfg: Config) -> dict:
             gpu=torch.cuda.get_device_name() if device.type == "cuda" else None,
             source_sha256=sha256(Path(__file__).read_bytes()).hexdigest(),
             teacher_sha256=sha256(file.read_bytes()).hexdigest() if file.is_file() else None))
-    data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
     run = Run(cfg, data, get_teacher(cfg, data, device), device)
     if begun:
         run.load(out / "last.pt")
     at, batches, caught = run.at, math.ceil(len(run.train) / cfg.batch_size), []
     print(f"{out}: {cfg.student} by {cfg.framework}{' + InfoARD' * cfg.infoard}, {len(run.train)} "
           f"training and {len(run.val)} validation images, {device}, from epoch {at['epoch'] + 1}")
-
-    def stop(number, _):
-        caught.append(number)
-        signal.signal(number, signal.SIG_DFL)  # a second one acts at once
-
     with contextlib.ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for n in (signal.SIGINT, signal.SIGTERM):  # the first is noted, a second acts at once
             with contextlib.suppress(ValueError):  # outside the main thread
-                stack.callback(signal.signal, number, signal.signal(number, stop))
+                stack.callback(signal.signal, n, signal.signal(
+                    n, lambda n, _: (caught.append(n), signal.signal(n, signal.SIG_DFL))))
         for epoch in range(at["epoch"], cfg.epochs):
             began, first = time.time(), at["position"]
             left = range(math.ceil(first / cfg.batch_size), batches)
@@ -1434,9 +1397,8 @@ def finish(run: Run, out: Path) -> dict:
             for n in (0, 2, 4, 8, 12, 16, 24, 32, 64)}
         save(out / "sheet.pt", sheet(run, *few))
         save(out / "results.json", results)
-    print(report({f"{out.name} {k}": results[k] for k in ("best", "last")}))
-    if cfg.figures:
         draw_figures(out)
+    print(report({f"{out.name} {k}": results[k] for k in ("best", "last")}))
     print(f"files in {out}: results.json, log.jsonl, best.pt, last.pt" + ", figures/" * cfg.figures)
     return results
 
@@ -1456,8 +1418,7 @@ def report(rows: dict[str, dict]) -> str:
 
 def sheet(run: Run, x: Tensor, y: Tensor, rows: int = 5) -> dict:
     """What figure_sheet shows: the weakest to the strongest image, attacked, with attention."""
-    nets = dict(teacher=run.teacher, student=run.evaluated)
-    nets = {name: net for name, net in nets.items() if net is not None}
+    nets = {k: n for k, n in dict(teacher=run.teacher, student=run.evaluated).items() if n}
     x, y = to_float(x, run.device), y.to(run.device)
     lead = margin(predict(next(iter(nets.values())), x).softmax(1), y)
     chosen = lead.argsort()[torch.linspace(0, len(x) - 1, rows).long()]
@@ -1560,9 +1521,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         if f.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         else:
-            kind = number if f.type is float else f.type
-            metavar = "|".join(f.metadata["choices"]) or f.type.__name__.upper()
-            parser.add_argument(flag, type=kind, metavar=metavar, **options)
+            parser.add_argument(flag, type=number if f.type is float else f.type, **options,
+                                metavar="|".join(f.metadata["choices"]) or f.type.__name__.upper())
 
 def run_eval(path: str, **given) -> None:
     """Evaluate a checkpoint, ours or a stranger's; with --out DIR, also write DIR/eval.json."""
@@ -1574,9 +1534,8 @@ def run_eval(path: str, **given) -> None:
     data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
     net = load_teacher(path, cfg.teacher_arch, len(data.classes), size=data.x_test.shape[-1],
                        norm=cfg.teacher_norm, dataset=cfg.dataset, device=device)
-    result = evaluate(net, *test_images(data, cfg.eval_subset, device), eps=cfg.eps,
-                      attacks=cfg.attacks, batch_size=cfg.eval_batch, classes=len(data.classes),
-                      seed=cfg.seed)
+    result = evaluate(net, *test_images(data, cfg.eval_subset, device), eps=cfg.eps, seed=cfg.seed,
+                      attacks=cfg.attacks, batch_size=cfg.eval_batch, classes=len(data.classes))
     print(report({Path(path).name: result}))
     print("95% intervals:", ", ".join(f"{k} {lo}-{hi}" for k, (lo, hi) in result["ci95"].items()))
     if cfg.out:

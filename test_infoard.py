@@ -1,11 +1,8 @@
-"""The property suite of infoard.py: what holds for all inputs, then closed forms, then parity, then runs.
+"""The property suite of infoard.py: what holds for all inputs, closed forms, parity, runs.
 
 No data set, network or GPU. HYPOTHESIS_PROFILE: quick, ci (default, the same examples each time),
 deep. Seeds and sizes are drawn, not large tensors. A tolerance of 1e-9 (float64), 1e-6 or 1e-7
 (float32, of values about 1 or 0.1) is rounding; any other has its reason beside it.
-
-    1  attacks and ASA            3  models and teachers      5  evaluation, training, resume
-    2  divergences, MI, InfoARD   4  data                     6  command line, house rules
 """
 import contextlib
 import copy
@@ -433,9 +430,9 @@ def test_infoard_is_the_weighted_sum_of_its_terms():
     info = make_info(student, teacher, w_feat=0.3, w_att=0.2, w_rel=0.7)
     student(x), teacher(x)
     s, t = info.student_taps.take(), info.teacher_taps.take()
-    names = ["layer3", "layer1", "relu", "penultimate"]
+    names = ["penultimate", "layer3", "layer1", "relu"]
     feat = mean(I.infonce(c(s[n], t[n])) for c, n in zip(info.critics, names, strict=True))
-    att = mean(I.infonce(I.attention_scores(s[n], t[n])) for n in names[:3])
+    att = mean(I.infonce(I.attention_scores(s[n], t[n])) for n in names[1:])
     rel = I.relation_loss(s["penultimate"], t["penultimate"]).mean()
     near(info.loss(s, t), -0.3 * feat - 0.2 * att + 0.7 * rel, 1e-6)
 
@@ -447,8 +444,8 @@ def test_infoard_of_nets_without_maps_uses_their_vectors():
     assert info.loss().isfinite()
 
 @each("mim, framework, near_one", [("infonse", "at", "infonce"), ("dv", "rsald", "rslad")])
-def test_unknown_names_come_with_a_suggestion(mim, framework, near_one):
-    with pytest.raises(I.InfoardError, match=f"did you mean '{near_one}'"):
+def test_unknown_names_come_with_the_known_ones(mim, framework, near_one):
+    with pytest.raises(I.InfoardError, match=f"choose from .*{near_one}"):
         make_step(framework, *pair(), make_info(*pair()[:2], mim=mim)).loss()
 
 def test_five_line_patch_works_in_a_foreign_loop():
@@ -777,7 +774,10 @@ def test_killed_before_replace_keeps_the_old_checkpoint(trouble, tmp_path, monke
 
 def test_finished_run_is_not_run_again(lab, monkeypatch):
     monkeypatch.setattr(I, "Run", None)
-    assert I.train(I.Config(**BASE, out=str(lab.top / "done"))) == lab.results
+    teacher, done = str(lab.top / "teacher/last.pt"), str(lab.top / "done")
+    assert I.train(I.Config(**BASE, teacher=teacher, out=done)) == lab.results
+    with pytest.raises(I.InfoardError, match="--w-feat"):  # nor are its results those of others
+        I.train(I.Config(**BASE | dict(w_feat=0.7), teacher=teacher, out=done))
 
 @pytest.mark.parametrize("changed", [dict(resume=False), dict(lr=0.02), dict(batch_size=32),
     dict(seed=4),
@@ -1033,9 +1033,9 @@ def desk(lab, tmp_path, monkeypatch):
     write_images(tmp_path / "dogs/test", "dog/1.png")
     return tmp_path
 
-REFUSED = """trian > did you mean 'train' ; --dataset cifar > did you mean 'cifar10' ;
+REFUSED = """trian > choose from .*train ; --dataset cifar > choose from .*cifar10 ;
 --student resnet19 > resnet18.*mobilenet_v2 ; --student wrn_11_2 > wrn_34_10 ;
---framework rslda > did you mean 'rslad' ; --attacks clean,pgdd > did you mean 'pgd' ;
+--framework rslda > choose from .*rslad ; --attacks clean,pgdd > choose from .*pgd ;
 --asa teachr > --asa ; --mim dvv > --mim ; --eps 2 > 8/255 ; --eps abc > --eps ; --eps nan > --eps ;
 --eps 1/0 > --eps ; --epochs 0 > --epochs ; --steps-lo 9 > --steps-lo ; --device gpu > --device ;
 --device cuda > --device ; --resum > resum ; --out text.pt/run > text.pt ;
@@ -1061,7 +1061,7 @@ REFUSED = """trian > did you mean 'train' ; --dataset cifar > did you mean 'cifa
 --dataset cifar10 --data-dir listed/d > listed ; --dataset folder --data-dir dogs > dog ;
 eval > CKPT ; eval nowhere.pt > nowhere ; eval stranger.pt > --dataset ;
 eval text.pt --dataset shapes > truncated ; eval done/sheet.pt > sheet.pt ;
-eval done/last.pt --attacks pgdd > did you mean 'pgd' ; export text.pt > truncated ;
+eval done/last.pt --attacks pgdd > choose from .*pgd ; export text.pt > truncated ;
 export done/sheet.pt > sheet.pt ; tables nowhere > nowhere ; figures nowhere > nowhere ;
 figures done > pip install matplotlib ;
 eval done/last.pt --attacks apgd > pip install pyautoattack"""
@@ -1191,3 +1191,28 @@ def test_source_keeps_the_house_rules():
     lines = Path(I.__file__).read_text().splitlines()
     assert len(lines) <= 1600 and ".cuda()" not in "".join(lines)
     assert [i for i, line in enumerate(lines, 1) if len(line) > 100] == []
+
+README = Path(I.__file__).with_name("README.md").read_text()
+COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+            for line in block.splitlines()]
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_readme_command_is_understood(command, monkeypatch):
+    """Each runs up to the point where the work would begin, with settings that Config accepts."""
+    program, *words = command.split()
+    if program == "bash":
+        script = Path(I.__file__).with_name(words[0])
+        assert subprocess.run(["bash", "-n", script]).returncode == 0
+        assert f"    {words[1]}) " in script.read_text()
+    elif words[0] == "infoard.py":
+        seen = []
+        known = {f.name for f in dataclasses.fields(I.Config)}
+        monkeypatch.setattr(I, "VERBS", {k: (lambda **given: seen.append(given), *rest)
+                                         for k, (_, *rest) in I.VERBS.items()})
+        assert I.main(words[1:]) == 0 and len(seen) == 1
+        assert I.Config(**{k: v for k, v in seen[0].items() if k in known}).resolved()
+    else:
+        assert command == "python -m pip install -r requirements.txt"
+
+def test_readme_shows_every_kind_of_command():
+    assert len(COMMANDS) > 10 and {c.split()[0] for c in COMMANDS} == {"bash", "python"}
