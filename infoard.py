@@ -56,9 +56,24 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 # divergences and mutual information in nats per sample, averaged over the batch
 
 ALL = slice(None)
+OURS = dict(weight_decay=5e-4, schedule="cosine", kl_reduction="batchmean")
 PRESETS = dict(  # what None means in Config
     shapes=dict(student="tiny", teacher_arch="tiny_wide", epochs=8, steps=5),
     images=dict(student="resnet18", teacher_arch="wrn_34_10", epochs=100, steps=10))
+PAPER = "alpha beta temperature epochs drops weight_decay kl_reduction teacher".split()
+PAPERS = dict(  # alpha, beta, temperature: always; the rest, of CIFAR-10 code: --recipe paper
+    #        alpha  beta  temp  epochs  lr x 0.1 after    decay KL         teacher in RobustBench
+    natural=(None,  None, None, 200,    (100, 150),       5e-4, "batchmean", None),
+    at=     (None,  None, None, 110,    (100, 105),       5e-4, "batchmean", None),
+    trades= (None,  6.0,  None, 76,     (75,),            2e-4, "batchmean", None),
+    ard=    (1.0,   None, 30.0, 200,    (100, 150),       2e-4, "mean", "Zhang2019Theoretically"),
+    rslad=  (5 / 6, None, None, 300,    (215, 260, 285),  2e-4, "mean", "Zhang2019Theoretically"),
+    iad=    (None,  0.1,  1.0,  200,    (100, 150),       2e-4, "batchmean", None),
+    adaad=  (1.0,   None, None, 200,    (100, 150),       5e-4, "mean", "Chen2021LTD_WRN34_20"),
+    mtard=  (None,  None, None, 300,    (215, 260, 285),  2e-4, "mean", "Zhang2019Theoretically"),
+    igdm=   (1.0,   None, None, 200,    (100, 150),       2e-4, "batchmean", "Chen2021LTD_WRN34_20"),
+    saad=   (1.0,   0.0,  None, 200,    (100, 150),       2e-4, "batchmean",
+             "Gowal2021Improving_28_10_ddpm_100m"))
 
 class InfoardError(ValueError):
     """A mistake that one line can explain. The command line prints it and exits with code 2."""
@@ -158,9 +173,11 @@ class Config:
     teacher: str = opt(None, "file, robustbench:ID or module:factory; default: train one, once")
     teacher_arch: str = opt(None, "a teacher to train, or the one that a file must hold")
     teacher_norm: str = opt("none", "normalisation a file expects: none, cifar10, cifar100")
+    teacher_nat: str = opt(None, "MTARD's natural teacher, like --teacher")
     teacher_framework: str = opt("trades", "how a missing teacher is trained", "trades at natural")
     teacher_epochs: int = opt(None, "epochs for a missing teacher; default: --epochs", low=1)
-    framework: str = opt("rslad", "the base framework: natural, at, trades or rslad")
+    framework: str = opt("rslad", "the base: " + ", ".join(PAPERS))
+    recipe: str = opt("ours", "paper: epochs, lr drops, decay, KL scale of its code", "ours paper")
     infoard: bool = opt(True, "add InfoARD to the base framework")
     asa: str = opt("teacher", "signal, control or off", "teacher student gap uniform shuffled off")
     lam_lo: float = opt(1.0, "eps_i of the weakest instance, in units of eps", low=0)
@@ -172,16 +189,18 @@ class Config:
     w_rel: float = opt(0.0, "weight of the relation term", low=0)
     critic_dim: int = opt(128, "width of the critics", low=1)
     tau: float = opt(0.2, "temperature of the scores", low=1e-6)
-    beta: float = opt(6.0, "TRADES' weight of KL(S(x)||S(x'))", low=0)
-    kl_reduction: str = opt("batchmean", "mean: KL over K, as RSLAD's code", "batchmean mean")
+    alpha: float = opt(None, "weight alpha of the framework; default: its paper's", low=0)
+    beta: float = opt(None, "weight beta of the framework; default: its paper's", low=0)
+    temperature: float = opt(None, "of ARD and IAD; default: their papers'", low=1e-6)
+    kl_reduction: str = opt(None, "mean: KL over K, as RSLAD's code", "batchmean mean")
     eps: float = opt(8 / 255, "L-infinity radius, x in [0,1]; write 8/255 or 0.0314", low=0, high=1)
     steps: int = opt(None, "attack steps in training", low=1)
     step_size: float = opt(2 / 255, "attack step; write 2/255 or 0.0078", low=0, high=1)
     epochs: int = opt(None, "passes over the training images", low=1)
     batch_size: int = opt(128, "images per step", low=2)
     lr: float = opt(0.1, "peak learning rate of SGD with momentum 0.9", low=0)
-    weight_decay: float = opt(5e-4, "weight decay", low=0)
-    schedule: str = opt("cosine", "step: x0.1 at 72, 87, 95 per cent, as RSLAD", "cosine step")
+    weight_decay: float = opt(None, "weight decay", low=0)
+    schedule: str = opt(None, "step: x0.1 where the paper has it, in per cent", "cosine step")
     ema: float = opt(0.0, "decay of a weight average to evaluate instead; 0: none", low=0, high=1)
     seed: int = opt(0, "seed of initialisation, order, augmentation and attack starts", low=0)
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps")
@@ -198,7 +217,7 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             value, flag, known = getattr(self, f.name), f"--{f.name.replace('_', '-')}", f.metadata
-            for name in str(value).split(",") * bool(known["choices"]):
+            for name in str(value).split(",") * bool(known["choices"] and value is not None):
                 lookup(known["choices"], name.strip(), flag)
             low, high = known["low"], known["high"]
             require(None in (low, value) or low <= value <= high,
@@ -206,8 +225,15 @@ class Config:
 
     def resolved(self) -> "Config":
         """The same with every None filled in."""
-        preset = PRESETS["shapes" if self.dataset == "shapes" else "images"]
-        fill = {k: v for k, v in preset.items() if getattr(self, k) is None
+        values = lookup(PAPERS, self.framework, "framework")
+        paper = dict(zip(PAPER, values, strict=True)) | dict(schedule="step")
+        name = paper.pop("teacher")
+        if name and self.dataset == "cifar10":
+            paper["teacher"] = f"robustbench:{name}"
+        if self.recipe == "ours":
+            paper = {k: paper[k] for k in ("alpha", "beta", "temperature")}
+        preset = OURS | PRESETS["shapes" if self.dataset == "shapes" else "images"] | paper
+        fill = {k: v for k, v in preset.items() if getattr(self, k, 0) is None
                 and not (self.teacher and k == "teacher_arch")}  # a file knows its own
         infoard = self.infoard and self.framework != "natural"
         cfg = replace(self, infoard=infoard, **fill)
@@ -215,6 +241,14 @@ class Config:
         plain = "" if infoard or cfg.framework == "natural" else "-plain"
         out = cfg.out or f"runs/{cfg.dataset}-{cfg.student}-{cfg.framework}{plain}-s{cfg.seed}"
         return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
+
+    def lr_at(self, share: float) -> float:
+        """The learning rate when a share of all steps is done."""
+        if self.schedule == "step":
+            epochs, drops = PAPERS[self.framework][3:5]
+            return self.lr * 0.1 ** sum(share >= drop / epochs for drop in drops)
+        rise, fall = share / 0.05, 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95))
+        return self.lr * max(0.01, rise if share < 0.05 else fall)
 
 # ==== 2. Divergences and margins ==================================================================
 def full(x: Tensor) -> Tensor:
@@ -394,7 +428,7 @@ def gaussian_scores(mean: Tensor, y: Tensor, log_var: Tensor) -> Tensor:
 
 def pooled(f: Tensor) -> Tensor:
     """A feature map [B,C,H,W] as its spatial mean [B,C]; a vector as it is."""
-    return full(f.flatten(2).mean(2) if f.dim() > 2 else f)
+    return full(f.mean((2, 3)) if f.dim() > 2 else f)
 
 class Critic(nn.Module):
     """scores[i,j] = <g(s_i), h(t_j)>/tau, with linear, normalised g and h of pooled features."""
@@ -453,7 +487,8 @@ class Taps:
 # A = normalise( sum_c f_c^2 )                                                     [AT] eq. 1, p = 2
 def attention_map(f: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Where a net looks: [B,C,H,W] -> [B,h*w] of unit length; size: (h, w) to pool to."""
-    energy = full(f).square().sum(1, keepdim=True)  # [B, 1, H, W]
+    f = f.float() if f.dtype == torch.float16 else f  # whose range squares would leave
+    energy = full(f.square().sum(1, keepdim=True))  # [B, 1, H, W]
     energy = F.adaptive_avg_pool2d(energy, size or energy.shape[-2:])
     return F.normalize(energy.flatten(1), dim=1)
 
@@ -524,7 +559,7 @@ class InfoARD(nn.Module):
         """The weighted sum of .terms, from the maps given or those of the latest passes."""
         s_maps = self.student_taps.take() if s_maps is None else s_maps
         t_maps = self.teacher_taps.take() if t_maps is None else t_maps
-        maps = [(full(s_maps[a]), full(t_maps[b]).detach()) for a, b in self.pairs]
+        maps = [(s_maps[a], t_maps[b].detach()) for a, b in self.pairs]
         if not self.weights or len(maps[0][0]) < 2:  # one image alone makes no pairs
             return torch.zeros((), device=next(iter(s_maps.values())).device)
         values = dict(
@@ -537,31 +572,40 @@ class InfoARD(nn.Module):
         return sum(self.weights[name] * v for name, v in terms.items())
 
 # ==== 6. Frameworks ===============================================================================
-# name      inner max, |x'-x| <= eps   outer min                                  source
-# natural   -                          CE(S(x),y)
-# at        CE(S(x'),y)                CE(S(x'),y)                                [Madry] eq. 2.1
-# trades    KL(S(x)||S(x'))            CE(S(x),y) + beta KL(S(x)||S(x'))          [TRADES] eq. 5
-# rslad     KL(T(x)||S(x'))            5/6 KL(T(x)||S(x')) + 1/6 KL(T(x)||S(x))   [RSLAD] eq. 7
+# name     inner max, |x'-x| <= eps  outer min; d = x'-x, A = T_y(x')^beta               source
+# natural  -                         CE(S(x),y)
+# at       CE(S(x'),y)               CE(S(x'),y)                                         [Madry]
+# trades   KL(S(x)||S(x'))           CE(S(x),y) + beta KL(S(x)||S(x'))                   [TRADES]
+# ard      CE(S(x'),y)               alpha tau^2 KL(T(x)||S(x')) + (1-alpha) CE(S(x),y)  [ARD]
+# rslad    KL(T(x)||S(x'))           alpha KL(T(x)||S(x')) + (1-alpha) KL(T(x)||S(x))    [RSLAD]
+# iad      CE(S(x'),y)               tau^2 (A KL(T(x)||S(x')) + (1-A) KL(S(x)||S(x')))   [IAD]
+# adaad    KL(T(x')||S(x'))          alpha KL(T(x')||S(x')) + (1-alpha) KL(T(x)||S(x))   [AdaAD]
+# mtard    CE(S(x'),y)               w KL(T(x')||S(x')) + (1-w) KL(T_nat(x)||S(x))       [MTARD]
+# igdm     KL(T(x')||S(x'))          KL(T(x')||S(x')) + alpha e/E G,                     [IGDM]
+#                                    G = KL(T(x+d)-T(x-d) || S(x+d)-S(x-d))
+# saad     KL(T(x)+grad T_y d e_y    h (KL(T(x')||S(x')) + alpha e/E G)                  [SAAD]
+#             || S(x'))              + beta (1-h/max h) KL(T(x)||S(x)), h = 5 (H - min H), H of T(x')
 class Step:
-    """One batch, and t, s, s_adv = T(x), S(x), S(x'), each pass made when it is first asked for."""
+    """One batch and the logits [B,K] on it, each pass made when it is first asked for.
+
+    t, t_adv: the teacher on x and x_adv; s, s_adv: the student in train mode; t_nat: the second
+    teacher on x. progress: the share of training that is done. memory: tensors kept between steps.
+    """
     def __init__(self, student: nn.Module, teacher: nn.Module | None, x: Tensor, y: Tensor, *,
-                 cfg: Config, info: InfoARD | None = None, generators: dict | None = None):
-        self.student, self.teacher, self.x, self.y = student, teacher, x, y
-        self.cfg, self.info, self.generators = cfg, info, generators or {}
-        self.threat, self.x_adv = Threat(cfg.eps, cfg.step_size, cfg.steps), x
+                 cfg: Config, info: InfoARD | None = None, generators: dict | None = None,
+                 teacher_nat: nn.Module | None = None, progress: float = 0.0,
+                 memory: dict | None = None):
+        self.student, self.teacher, self.teacher_nat = student, teacher, teacher_nat
+        self.x, self.y, self.x_adv, self.progress = x, y, x, progress
+        self.cfg, self.info = cfg.resolved(), info
+        self.generators, self.memory = generators or {}, {} if memory is None else memory
+        self.threat = Threat(cfg.eps, cfg.step_size, self.cfg.steps)
 
     @cached_property
     def t(self) -> Tensor:
-        require(self.teacher is not None, f"framework {self.cfg.framework} needs a teacher here")
         t = predict(self.teacher, self.x)
         self.t_maps = self.info.teacher_taps.take() if self.info else {}
         return t
-
-    @cached_property
-    def s(self) -> Tensor:
-        s = full(self.student(self.x))
-        _ = self.info and self.info.student_taps.take()  # no graph may outlive its step
-        return s
 
     @cached_property
     def s_adv(self) -> Tensor:
@@ -569,10 +613,14 @@ class Step:
         self.s_maps = self.info.student_taps.take() if self.info else {}
         return s_adv
 
-    def kl(self, p_logits: Tensor, q_logits: Tensor) -> Tensor:
-        """The batch mean of kl, on the scale that --kl-reduction asks for."""
-        classes = p_logits.shape[1] if self.cfg.kl_reduction == "mean" else 1
-        return kl(p_logits, q_logits).mean() / classes
+    s = cached_property(lambda self: full(self.student(self.x)))
+    t_adv = cached_property(lambda self: predict(self.teacher, self.x_adv))
+    t_nat = cached_property(lambda self: predict(self.teacher_nat, self.x))
+
+    def kl(self, p: Tensor, q: Tensor, tau: float = 1.0, weight: Tensor | float = 1.0) -> Tensor:
+        """tau^2 KL of logits at temperature tau, weighted [B], averaged; see --kl-reduction."""
+        classes = p.shape[1] if self.cfg.kl_reduction == "mean" else 1
+        return tau ** 2 * (weight * kl(p, q, tau)).mean() / classes
 
     def attack(self, objective: Callable, init: str = "uniform") -> None:
         """Sets x_adv: the one pgd of all frameworks, with a strength per instance under InfoARD."""
@@ -582,16 +630,22 @@ class Step:
                 self.t if info.asa in ("teacher", "gap") else None, self.y, self.threat,
                 s=predict(self.student, self.x) if info.asa in ("student", "gap") else None,
                 steps_lo=cfg.steps_lo, generator=self.generators.get("data"))
-        with frozen_eval(self.student):
+        with frozen_eval(self.student, self.teacher):
             self.x_adv = pgd(objective, self.x, threat=self.threat, init=init,
                              generator=self.generators.get("attack"))
 
     def loss(self) -> Tensor:
         """The framework's loss plus InfoARD's, on the same passes."""
-        loss = lookup(FRAMEWORKS, self.cfg.framework, "framework")(self)
+        name = self.cfg.framework
+        lacks = name in NEED_TEACHER and self.teacher is None or \
+            name == "mtard" and self.teacher_nat is None
+        require(not lacks, f"framework {name} needs a teacher" + " of each kind" * (name == "mtard"))
+        loss = FRAMEWORKS[name](self)
         if self.info and self.info.weights:
             _ = self.t, self.s_adv  # made here if the framework made no such pass
             loss = loss + self.info.loss(self.s_maps, self.t_maps)
+        if self.info:  # no graph may outlive its step
+            self.info.student_taps.take(), self.info.teacher_taps.take()
         return loss
 
 def natural(step: Step) -> Tensor:
@@ -609,13 +663,84 @@ def trades(step: Step) -> Tensor:
     step.attack(kl_objective(step.student, target), init="normal")
     return F.cross_entropy(step.s, step.y) + step.cfg.beta * step.kl(step.s, step.s_adv)
 
-def rslad(step: Step) -> Tensor:
-    """Robust soft labels. differs: released code divides both terms by K (--kl-reduction mean)."""
-    step.attack(kl_objective(step.student, step.t), init="normal")
-    return 5 / 6 * step.kl(step.t, step.s_adv) + 1 / 6 * step.kl(step.t, step.s)
+def ard(step: Step) -> Tensor:
+    """Adversarially robust distillation: the teacher on clean images alone.
+    # differs: released code divides KL by K, attacks in train mode, restores lr at a second drop."""
+    alpha = step.cfg.alpha
+    step.attack(ce_objective(step.student, step.y))
+    loss = alpha * step.kl(step.t, step.s_adv, step.cfg.temperature)
+    return loss if alpha == 1 else loss + (1 - alpha) * F.cross_entropy(step.s, step.y)
 
-FRAMEWORKS = dict(natural=natural, at=at, trades=trades, rslad=rslad)
-NEED_TEACHER = ("rslad",)
+def rslad(step: Step) -> Tensor:
+    """Robust soft labels in both problems.
+    # differs: released code divides KL by K (--kl-reduction mean)."""
+    alpha = step.cfg.alpha
+    step.attack(kl_objective(step.student, step.t), init="normal")
+    return alpha * step.kl(step.t, step.s_adv) + (1 - alpha) * step.kl(step.t, step.s)
+
+def iad(step: Step) -> Tensor:
+    """IAD-I: the student trusts itself where the teacher is unsure of x'; S(x) is not detached.
+    # differs: released code lets A out of the first term, and attacks in train mode."""
+    tau = step.cfg.temperature
+    step.attack(ce_objective(step.student, step.y))
+    trust = step.t_adv.softmax(1).gather(1, step.y[:, None]).squeeze(1) ** step.cfg.beta  # [B]
+    if step.progress < 0.3:  # epoch 60 of 200
+        return step.kl(step.t, step.s_adv, tau)
+    own = step.kl(step.s, step.s_adv, tau, 1 - trust)
+    return step.kl(step.t, step.s_adv, tau, trust) + own
+
+def adaad(step: Step) -> Tensor:
+    """AdaAD: the attack follows the gradient through the teacher as well."""
+    alpha = step.cfg.alpha
+    step.attack(lambda z, rows=ALL: kl(step.teacher(z), step.student(z)), init="normal")
+    loss = alpha * step.kl(step.t_adv, step.s_adv)
+    return loss if alpha == 1 else loss + (1 - alpha) * step.kl(step.t, step.s)
+
+# w <- w + eta (r_adv/(r_adv + r_nat) - w), r = loss now/loss of the first batch
+def mtard(step: Step) -> Tensor:
+    """MTARD: a robust teacher on x', a natural one on x; w keeps their pace of learning equal."""
+    step.attack(ce_objective(step.student, step.y), init="normal")
+    losses = torch.stack([step.kl(step.t_adv, step.s_adv), step.kl(step.t_nat, step.s)])
+    now = losses.detach().clamp(min=1e-12)
+    r = now / step.memory.setdefault("first", now)
+    w = step.memory.get("w", torch.full_like(r, 0.5))
+    eta = 0.025 * step.cfg.lr_at(step.progress) / step.cfg.lr
+    step.memory["w"] = w + eta * (r / r.sum() - w)
+    return (step.memory["w"] * losses).sum()
+
+def differences(step: Step) -> tuple[Tensor, Tensor]:
+    """T(x+d) - T(x-d) and S(x+d) - S(x-d): slopes along d; x - d is not clipped, as published."""
+    x = 2 * step.x - step.x_adv
+    return step.t_adv - predict(step.teacher, x), step.s_adv - full(step.student(x))
+
+def igdm(step: Step) -> Tensor:
+    """IGDM on AdaAD: the student's slope follows the teacher's, more so as training goes on.
+    # differs: progress is that of the step, not of the epoch."""
+    step.attack(lambda z, rows=ALL: kl(step.teacher(z), step.student(z)), init="normal")
+    pull = step.cfg.alpha * step.progress * step.kl(*differences(step))
+    return step.kl(step.t_adv, step.s_adv) + pull
+
+def saad(step: Step) -> Tensor:
+    """SAAD: a linear teacher in the attack; samples weighted by the teacher's entropy on x'.
+    # differs: a weight average is left to --ema."""
+    true, z = F.one_hot(step.y, step.t.shape[1]), step.x.detach().requires_grad_()
+    with torch.enable_grad(), frozen_eval(step.teacher):
+        (slope,) = torch.autograd.grad((full(step.teacher(z)) * true).sum(), z)  # grad T_y
+    def objective(z, rows=ALL):
+        rise = ((z - step.x[rows]) * slope[rows]).flatten(1).sum(1, keepdim=True)  # [B, 1]
+        return kl(step.t[rows] + rise * true[rows], step.student(z))
+    step.attack(objective, init="normal")
+    h = torch.distributions.Categorical(logits=step.t_adv).entropy()
+    h = 5 * (h - h.min())
+    pull = step.cfg.alpha * step.progress * step.kl(*differences(step), weight=h)
+    loss = step.kl(step.t_adv, step.s_adv, weight=h) + pull
+    rest = 1 - h / h.max().clamp(min=1e-8)
+    beta = step.cfg.beta
+    return loss + beta * step.kl(step.t, step.s, weight=rest) if beta else loss
+
+FRAMEWORKS = dict(natural=natural, at=at, trades=trades, ard=ard, rslad=rslad, iad=iad, adaad=adaad,
+                  mtard=mtard, igdm=igdm, saad=saad)
+NEED_TEACHER = tuple(FRAMEWORKS)[3:]
 
 # ==== 7. Models, teachers =========================================================================
 # Layers in a row, named as in files in the wild (kuangliu's CIFAR nets, TRADES' WideResNet), so
@@ -1159,17 +1284,12 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
         return torch.bfloat16 if bf16.get(device.type, bool)() else None
     return dict(bf16=torch.bfloat16, fp16=torch.float16, off=None)[amp]
 
-def lr_at(cfg: Config, share: float) -> float:
-    """The learning rate when a share of all steps is done."""
-    if cfg.schedule == "step":
-        return cfg.lr * 0.1 ** sum(share >= drop for drop in (0.72, 0.87, 0.95))
-    rise, fall = share / 0.05, 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95))
-    return cfg.lr * max(0.01, rise if share < 0.05 else fall)
-
 class Run:
     """All that changes during a training, to be saved and brought back whole."""
-    def __init__(self, cfg: Config, data: Data, teacher: nn.Module | None, device: torch.device):
-        self.cfg, self.data, self.teacher, self.device = cfg, data, teacher, device
+    def __init__(self, cfg: Config, data: Data, teacher: nn.Module | None, device: torch.device,
+                 teacher_nat: nn.Module | None = None):
+        self.cfg, self.data, self.device = cfg, data, device
+        self.teacher, self.teacher_nat = teacher, teacher_nat
         self.eps_top = max(2, cfg.lam_hi) * cfg.eps or 1  # of the histogram
         size, dtype = data.x_train.shape[-1], amp_dtype(cfg.amp, device)
         self.label = dict(format="infoard-1", config=asdict(cfg), size=size,
@@ -1202,7 +1322,7 @@ class Run:
         if device.type == "cuda" and self.x.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
             self.x = self.x.to(device)
         self.at = dict(epoch=0, position=0, step=0, best=-1.0, best_epoch=0, seconds=0.0,
-                       order=self.train, sums={}, history=[])
+                       order=self.train, sums={}, memory={}, history=[])
 
     def state(self) -> dict:
         states = {k: part.state_dict() for k, part in self.parts.items()}
@@ -1219,7 +1339,8 @@ class Run:
             with contextlib.suppress(RuntimeError):  # another kind of device starts its own
                 g.set_state(state["generators"][k])
         self.at = state["at"]
-        self.at["sums"] = {k: v.to(self.device) for k, v in self.at["sums"].items()}
+        for name in ("sums", "memory"):
+            self.at[name] = {k: v.to(self.device) for k, v in self.at[name].items()}
 
     def step(self) -> None:
         """One batch: draw, augment, attack, train, add up; no number is read from the device."""
@@ -1233,11 +1354,12 @@ class Run:
         x, y = to_float(x, self.device), self.data.y_train[rows].to(self.device)
         share = (at["epoch"] + at["position"] / len(self.train)) / cfg.epochs
         for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(cfg, share)
+            group["lr"] = cfg.lr_at(share)
         self.student.train()
         with self.autocast():
             step = Step(self.forward, self.teacher, x, y, cfg=cfg, info=self.info,
-                        generators=self.generators)
+                        generators=self.generators, teacher_nat=self.teacher_nat, progress=share,
+                        memory=at["memory"])
             loss = step.loss()
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
@@ -1283,21 +1405,19 @@ def test_images(data: Data, n: int | None, device: torch.device) -> tuple[Tensor
     rows = class_balanced(data.y_test, n or len(data.y_test))
     return data.x_test[rows], data.y_test[rows]
 
-def get_teacher(cfg: Config, data: Data, device: torch.device) -> nn.Module | None:
-    """The teacher that the settings ask for, checked; if none is named, one is trained and kept."""
-    if cfg.framework not in NEED_TEACHER and not cfg.infoard:
-        return None
-    path, size = cfg.teacher, data.x_train.shape[-1]
+def get_teacher(cfg: Config, data: Data, device: torch.device, path: str | None,
+                framework: str) -> nn.Module:
+    """The teacher at path, checked; without a path, one is trained by framework and kept."""
+    size = data.x_train.shape[-1]
     if path is None:
-        same = ("dataset subset val_size image_size beta kl_reduction eps steps step_size lr amp "
-                "batch_size weight_decay schedule").split()
+        same = ("dataset subset val_size image_size eps steps step_size lr amp batch_size").split()
         recipe = {k: getattr(cfg, k) for k in same} | dict(
-            student=cfg.teacher_arch, framework=cfg.teacher_framework, epochs=cfg.teacher_epochs,
+            student=cfg.teacher_arch, framework=framework, epochs=cfg.teacher_epochs,
             data_dir=cfg.data_dir if cfg.dataset == "folder" else "")
         key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
-        out = f"runs/teachers/{cfg.dataset}-{cfg.teacher_arch}-{cfg.teacher_framework}-{key}"
+        out = f"runs/teachers/{cfg.dataset}-{cfg.teacher_arch}-{framework}-{key}"
         if not Path(out, "results.json").exists():
-            print(f"no --teacher: training one, kept in {out}")
+            print(f"no teacher named: training one, kept in {out}")
             train(Config(**recipe | dict(
                 infoard=False, figures=False, out=out, resume=True, attacks="clean,pgd",
                 data_dir=cfg.data_dir, download=cfg.download, device=cfg.device,
@@ -1341,7 +1461,11 @@ def train(cfg: Config) -> dict:
             gpu=torch.cuda.get_device_name() if device.type == "cuda" else None,
             source_sha256=sha256(Path(__file__).read_bytes()).hexdigest(),
             teacher_sha256=sha256(file.read_bytes()).hexdigest() if file.is_file() else None))
-    run = Run(cfg, data, get_teacher(cfg, data, device), device)
+    teacher = (get_teacher(cfg, data, device, cfg.teacher, cfg.teacher_framework)
+               if cfg.infoard or cfg.framework in NEED_TEACHER else None)
+    natural = (get_teacher(cfg, data, device, cfg.teacher_nat, "natural")
+               if cfg.framework == "mtard" else None)
+    run = Run(cfg, data, teacher, device, natural)
     if begun:
         run.load(out / "last.pt")
     at, batches, caught = run.at, math.ceil(len(run.train) / cfg.batch_size), []
@@ -1510,9 +1634,13 @@ def number(text: str) -> float:
     above, _, below = text.partition("/")
     return float(above) / (float(below or 1) or math.nan)
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for each field of Config; the result holds only those that were given."""
-    for f in fields(Config):
+def parse(verb: str, argv: list[str], text: str = "", target: str | None = None) -> dict:
+    """The options that were given: those of train and eval are the fields of Config."""
+    parser = argparse.ArgumentParser(f"infoard.py {verb}", description=text, allow_abbrev=False)
+    parser.error = lambda message: require(False, f"{message} (see --help)")
+    if target:
+        parser.add_argument("path", metavar=target)
+    for f in fields(Config) if verb in ("train", "eval") else ():
         preset = " or ".join(str(p[f.name]) for p in PRESETS.values() if f.name in p)
         default = f"{255 * f.default:.0f}/255" if f.name in ("eps", "step_size") else f.default
         shown = "" if default is None and not preset else f" (default {preset or default})"
@@ -1523,6 +1651,22 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         else:
             parser.add_argument(flag, type=number if f.type is float else f.type, **options,
                                 metavar="|".join(f.metadata["choices"]) or f.type.__name__.upper())
+    return vars(parser.parse_args(argv))
+
+def run_sweep(path: str) -> None:
+    """Train a run for each line of options in a file (-: standard input); finished ones stand."""
+    text = sys.stdin.read() if path == "-" else Path(path).read_text()
+    runs = [Config(**parse("train", line.split()), resume=True).resolved()
+            for line in text.splitlines() if line.strip() and line[0] != "#"]
+    failed = []
+    for i, cfg in enumerate(runs):
+        print(f"run {i + 1} of {len(runs)}: {cfg.out}", flush=True)
+        try:
+            train(cfg)
+        except InfoardError as error:  # the others do not depend on it
+            failed.append(f"{cfg.out}: {error}")
+            print("failed,", failed[-1])
+    require(not failed, f"{len(failed)} of {len(runs)} runs failed; the first, {failed[:1]}")
 
 def run_eval(path: str, **given) -> None:
     """Evaluate a checkpoint, ours or a stranger's; with --out DIR, also write DIR/eval.json."""
@@ -1567,6 +1711,7 @@ def run_export(path: str) -> None:
 VERBS = dict(  # what each does, and what it is called on; bench has its place here
     train=(lambda **given: train(Config(**given)), None, "train, evaluate, draw figures (default)"),
     eval=(run_eval, "CKPT", run_eval.__doc__),
+    sweep=(run_sweep, "FILE", run_sweep.__doc__),
     tables=(run_tables, "DIR", run_tables.__doc__),
     figures=(lambda path: print(*draw_figures(Path(path))), "DIR", draw_figures.__doc__),
     export=(run_export, "CKPT", run_export.__doc__))
@@ -1577,14 +1722,7 @@ def main(argv: list[str] | None = None) -> int:
     verb, argv = (argv[0], argv[1:]) if argv and argv[0][0] != "-" else ("train", argv)
     try:
         action, target, text = lookup(VERBS, verb, "verb")
-        parser = argparse.ArgumentParser(f"infoard.py {verb}", description=text, allow_abbrev=False,
-                                         epilog=f"verbs: {', '.join(VERBS)}")
-        parser.error = lambda message: require(False, f"{message} (see --help)")
-        if target:
-            parser.add_argument("path", metavar=target)
-        if verb in ("train", "eval"):
-            add_settings(parser)
-        given = vars(parser.parse_args(argv))
+        given = parse(verb, argv, f"{text} (verbs: {', '.join(VERBS)})", target)
         os.environ["INFOARD_PROGRESS"] = str(int(given.get("progress", True)))
         action(**given)
         return 0

@@ -50,7 +50,7 @@ def rand(*shape, seed=0, lo=0.0, hi=1.0):
 def near(a, b, tol=1e-9):
     """a == b within tol, relative to b where b is above 1."""
     gap = ((torch.as_tensor(a) - b).abs() / torch.as_tensor(b).abs().clamp(min=1)).max().item()
-    assert gap <= tol, f"off by {gap:.3g}, tolerance {tol:.3g}: {a} and {b}"
+    assert gap <= tol, f"off by {gap:.3g}, tolerance {tol:.3g}: " + f"{a} and {b}"[:500]
 
 def tiny_net(seed=0):
     with torch.random.fork_rng(devices=[]):
@@ -359,19 +359,19 @@ def test_learned_critic_finds_information_where_there_is_some(rho, low, high):
 
 # --- InfoARD --------------------------------------------------------------------------------------
 
-def pair(b=6):
+def pair(b=6, dtype=torch.float32):
     """student in train mode, teacher in eval mode, x, y."""
     torch.manual_seed(0)
-    nets = I.tiny(4, 16, width=3), I.tiny(4, 16, width=4).eval()
-    return *nets, rand(b, 3, 16, 16).float(), torch.arange(b) % 4
+    nets = I.tiny(4, 16, width=3).to(dtype), I.tiny(4, 16, width=4).to(dtype).eval()
+    return *nets, rand(b, 3, 16, 16).to(dtype), torch.arange(b) % 4
 
-def make_step(framework, student, teacher, x, y, info=None, **options):
+def make_step(framework, student, teacher, x, y, info=None, teacher_nat=None, progress=0.5,
+              memory=None, **options):
     cfg = I.Config(**dict(framework=framework, steps=2) | options)
-    return I.Step(student, teacher, x, y, cfg=cfg, info=info,
-                  generators=dict(attack=rng(5), data=rng(6)))
+    return I.Step(student, teacher, x, y, cfg=cfg, info=info, teacher_nat=teacher_nat,
+                  progress=progress, memory=memory, generators=dict(attack=rng(5), data=rng(6)))
 
 make_info = partial(I.InfoARD, image_shape=(3, 16, 16))
-each_framework = each("framework", ["at", "trades", "rslad"])
 
 @given(seeds, st.floats(0.1, 10))
 def test_attention_ignores_order_sign_and_scale_of_channels(seed, scale):
@@ -465,72 +465,185 @@ def test_five_line_patch_works_in_a_foreign_loop():
 
 # --- frameworks -----------------------------------------------------------------------------------
 
-def batch_kl(p, q):
-    return F.kl_div(q.log_softmax(1), p.softmax(1), reduction="batchmean")
+def batch_kl(p, q, tau=1.0, weight=1.0):
+    """torch's own divergence, target first; weight [B] or a number."""
+    each_sample = F.kl_div((q / tau).log_softmax(1), (p / tau).softmax(1), reduction="none").sum(1)
+    return tau ** 2 * (weight * each_sample).mean()
 
-FORMULAS = dict(  # S(x), S(x'), T(x), y -> the cross-entropy and the divergence of the loss
-    natural=lambda s, s_adv, t, y: (F.cross_entropy(s, y), 0),
-    at=lambda s, s_adv, t, y: (F.cross_entropy(s_adv, y), 0),
-    trades=lambda s, s_adv, t, y: (F.cross_entropy(s, y), 6 * batch_kl(s, s_adv)),
-    rslad=lambda s, s_adv, t, y: (0, 5 / 6 * batch_kl(t, s_adv) + 1 / 6 * batch_kl(t, s)))
+def passes(student, teacher, x, x_adv, natural=None):
+    """All logits that a loss can name; minus: at x - d, n: the natural teacher's."""
+    with torch.no_grad():
+        t, t_adv, t_minus = (teacher(v) for v in (x, x_adv, 2 * x - x_adv))
+        n = natural and natural(x)
+    s, s_adv, s_minus = (student(v) for v in (x, x_adv, 2 * x - x_adv))
+    return SimpleNamespace(t=t, t_adv=t_adv, n=n, s=s, s_adv=s_adv,
+                           slopes=(t_adv - t_minus, s_adv - s_minus))
 
-@each("framework", I.FRAMEWORKS)
+def iad_formula(p, y):
+    trust = p.t_adv.softmax(1)[range(len(y)), y] ** 0.1
+    return 0, batch_kl(p.t, p.s_adv, 1, trust) + batch_kl(p.s, p.s_adv, 1, 1 - trust)
+
+def saad_formula(p, y):
+    h = torch.distributions.Categorical(logits=p.t_adv).entropy()
+    h = 5 * (h - h.min())
+    clean = batch_kl(p.t, p.s, 1, 1 - h / h.max().clamp(min=1e-8))
+    return 0, batch_kl(p.t_adv, p.s_adv, 1, h) + 0.8 * batch_kl(*p.slopes, 1, h) + 0.5 * clean
+
+OPTIONS = dict(ard=dict(alpha=0.7), adaad=dict(alpha=0.7), saad=dict(beta=0.5, alpha=1.6),
+               igdm=dict(alpha=1.6))
+FORMULAS = dict(  # passes, y -> the cross-entropy and the divergence of the loss at half time
+    natural=lambda p, y: (F.cross_entropy(p.s, y), 0),
+    at=lambda p, y: (F.cross_entropy(p.s_adv, y), 0),
+    trades=lambda p, y: (F.cross_entropy(p.s, y), 6 * batch_kl(p.s, p.s_adv)),
+    ard=lambda p, y: (0.3 * F.cross_entropy(p.s, y), 0.7 * batch_kl(p.t, p.s_adv, 30)),
+    rslad=lambda p, y: (0, 5 / 6 * batch_kl(p.t, p.s_adv) + 1 / 6 * batch_kl(p.t, p.s)),
+    iad=iad_formula,
+    adaad=lambda p, y: (0, 0.7 * batch_kl(p.t_adv, p.s_adv) + 0.3 * batch_kl(p.t, p.s)),
+    mtard=lambda p, y: (0, 0.5 * batch_kl(p.t_adv, p.s_adv) + 0.5 * batch_kl(p.n, p.s)),
+    igdm=lambda p, y: (0, batch_kl(p.t_adv, p.s_adv) + 0.8 * batch_kl(*p.slopes)), saad=saad_formula)
+each_framework = each("framework", list(FORMULAS)[1:])
+
+def linear_teacher(teacher, x, y):
+    """SAAD's: T(x) with the true logit raised by its own gradient, pixel by pixel, times x' - x."""
+    t, b = teacher(x).detach(), torch.arange(len(x))
+    slope = torch.autograd.functional.jacobian(lambda z: teacher(z)[b, y], x)[b, b]  # [B,C,H,W]
+    def logits(z, rows):
+        rise = torch.einsum("bchw,bchw->b", slope[rows], z - x[rows])
+        return t[rows] + rise[:, None] * F.one_hot(y[rows], t.shape[1])
+    return logits
+
+def inner(framework, student, teacher, x, y):
+    """The inner objective in torch's own words: z, rows -> [B]."""
+    def toward(logits):
+        return lambda z, rows=I.ALL: F.kl_div(student(z).log_softmax(1),
+                                              logits(z, rows).softmax(1), reduction="none").sum(1)
+    t, s, linear = teacher(x).detach(), student(x).detach(), linear_teacher(teacher, x, y)
+    ce = lambda z, rows=I.ALL: F.cross_entropy(student(z), y[rows], reduction="none")  # noqa: E731
+    return dict(at=ce, ard=ce, iad=ce, mtard=ce, trades=toward(lambda z, rows: s[rows]),
+                rslad=toward(lambda z, rows: t[rows]), adaad=toward(lambda z, rows: teacher(z)),
+                igdm=toward(lambda z, rows: teacher(z)), saad=toward(linear))[framework]
+
+@each("framework", FORMULAS)
 @each("reduction, b", [("batchmean", 1), ("batchmean", 5), ("mean", 5)])
 def test_framework_is_its_formula_and_teaches_the_student_only(framework, reduction, b):
-    student, teacher, x, y = pair(b)
+    student, teacher, x, y = pair(b, F64)
+    natural = I.tiny(4, 16, width=2).to(F64).eval()
     before = copy.deepcopy(student).eval()
     step = make_step(framework, student, teacher, x, y, kl_reduction=reduction, eps=0.3,
-                     step_size=0.2)  # large, so that KL(p||q) is not KL(q||p)
-    loss = step.loss()
+                     step_size=0.2, teacher_nat=natural, **OPTIONS.get(framework, {}))
+    loss = step.loss()  # radii are large, so that KL(p||q) is not KL(q||p)
     loss.backward()
-    s_adv = student(x if framework == "natural" else step.x_adv)
-    ce, divergence = FORMULAS[framework](student(x), s_adv, teacher(x).detach(), y)
-    near(loss, ce + divergence / (4 if reduction == "mean" else 1), 1e-6)
+    ce, divergence = FORMULAS[framework](passes(student, teacher, x, step.x_adv, natural), y)
+    near(loss, ce + divergence / (4 if reduction == "mean" else 1))
     assert all(p.grad.isfinite().all() for p in student.parameters())
-    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is None for net in (teacher, natural) for p in net.parameters())
     if framework != "natural":  # and the attack is its inner maximum, on the student in eval mode
-        target = (teacher if framework == "rslad" else before)(x).detach()
-        f = I.ce_objective(before, y) if framework == "at" else I.kl_objective(before, target)
-        near(step.x_adv, I.pgd(f, x, init="uniform" if framework == "at" else "normal",
+        init = "uniform" if framework in ("at", "ard", "iad") else "normal"
+        near(step.x_adv, I.pgd(inner(framework, before, teacher, x, y), x, init=init,
                                threat=I.Threat(0.3, 0.2, 2), generator=rng(5)), 0.0)
 
-def test_trades_without_beta_is_cross_entropy_and_rslad_of_itself_is_zero():
-    student, _, x, y = pair()
-    loss = make_step("trades", student, None, x, y, beta=0.0).loss()
-    near(loss, F.cross_entropy(student(x), y), 0.0)
-    twin = copy.deepcopy(student.eval())
-    near(make_step("rslad", student, twin, x, y, eps=0.0).loss(), 0.0, 1e-6)
+@each_framework
+def test_strength_reaches_every_inner_objective(framework):  # teachers in the attack included
+    student, teacher, x, y = pair(dtype=F64)
+    info, before = make_info(student, teacher).double(), copy.deepcopy(student).eval()
+    step = make_step(framework, student, teacher, x, y, info, steps_lo=1, steps=3,
+                     teacher_nat=teacher)
+    step.loss()
+    init = "uniform" if framework in ("at", "ard", "iad") else "normal"
+    near(step.x_adv, I.pgd(inner(framework, before, teacher, x, y), x, init=init,
+                           threat=step.threat, generator=rng(5)), 0.0)
+    assert step.threat.eps.unique().numel() == 6 and len(step.threat.counts) == 3
+
+def test_losses_reduce_to_known_cases():
+    student, teacher, x, y = pair(dtype=F64)
+    def loss(framework, teacher=teacher, **options):
+        return make_step(framework, copy.deepcopy(student), teacher, x, y, **options).loss()
+    near(loss("trades", beta=0.0), F.cross_entropy(student(x), y), 0.0)
+    near(loss("ard", alpha=0.0), F.cross_entropy(student(x), y), 0.0)
+    near(loss("igdm", alpha=0.0), loss("adaad"), 0.0)
+    near(loss("adaad", alpha=0.0), batch_kl(teacher(x).detach(), student(x)))
+    near(loss("iad", progress=0.29), loss("ard", temperature=1.0))  # before its epoch 60
+    sure = nn.Sequential(teacher, nn.Linear(4, 4, dtype=F64)).requires_grad_(False)
+    sure[1].weight.zero_(), sure[1].bias.zero_()  # of no opinion: all entropies are alike
+    assert loss("saad", sure) == 0
+    student.eval()
+    twin = copy.deepcopy(student)
+    for framework in ("rslad", "adaad", "igdm", "saad"):  # T = S
+        near(loss(framework, twin, **dict(eps=0.0) if framework == "rslad" else {}), 0.0)
+
+def test_ard_at_a_high_temperature_matches_logits():  # tau^2 KL -> mean (dz - mean dz)^2 / 2
+    student, teacher, x, y = pair(dtype=F64)
+    step = make_step("ard", student, teacher, x, y, temperature=1000.0)
+    gap = (step.loss(), step.s_adv - step.t)[1]
+    near(step.kl(step.t, step.s_adv, 1e3), 0.5 * gap.var(1, correction=0).mean(), 1e-2)  # O(z/tau)
+
+def test_mtard_follows_the_slower_loss_and_remembers():
+    student, teacher, x, y = pair(dtype=F64)
+    natural, memory, w, first = I.tiny(4, 16, width=2).to(F64).eval(), {}, 0.5, None
+    for progress in (0.0, 0.5, 0.99):  # lr falls by 10 at 215/300 and again twice
+        student.layer1[0].weight.data *= 1.3
+        step = make_step("mtard", student, teacher, x, y, teacher_nat=natural,
+                         progress=progress, memory=memory, schedule="step")
+        loss = step.loss()
+        adv, nat = batch_kl(step.t_adv, step.s_adv), batch_kl(step.t_nat, step.s)
+        first = first or (adv.item(), nat.item())
+        r_adv, r_nat = adv.item() / first[0], nat.item() / first[1]
+        w -= 0.025 * (1e-3 if progress > 0.9 else 1) * (w - r_adv / (r_adv + r_nat))
+        near(loss, w * adv + (1 - w) * nat)
+    assert abs(w - 0.5) > 1e-4 and not memory["w"].requires_grad, memory
+
+@each("framework, needs", [(f, f in I.NEED_TEACHER) for f in FORMULAS])
+def test_a_missing_teacher_is_named(framework, needs):
+    student, _, x, y = pair(dtype=F64)
+    with pytest.raises(I.InfoardError, match=f"{framework} needs a teacher") if needs else \
+            contextlib.nullcontext():
+        make_step(framework, student, None, x, y).loss()
 
 @each_framework
 def test_infoard_without_weights_is_the_base_bit_for_bit(framework):
-    student, teacher, x, y = pair()
-    base = make_step(framework, copy.deepcopy(student), teacher, x, y).loss()
+    student, teacher, x, y = pair(dtype=F64)
+    options = dict(teacher_nat=teacher)
+    base = make_step(framework, copy.deepcopy(student), teacher, x, y, **options).loss()
     info = make_info(student, teacher, asa="off", w_feat=0.0, w_att=0.0)
-    assert torch.equal(make_step(framework, student, teacher, x, y, info).loss(), base)
+    assert torch.equal(make_step(framework, student, teacher, x, y, info, **options).loss(), base)
     student(x), teacher(x)
     assert info.loss() == 0 and not list(info.parameters())
 
 @each_framework
 @each("asa", ["teacher", "student", "gap"])
 def test_infoard_adds_its_terms_and_a_radius_for_each_instance(framework, asa):
-    student, teacher, x, y = pair()
-    info, clean = make_info(student, teacher, asa=asa), copy.deepcopy(student).eval()(x)
-    step = make_step(framework, student, teacher, x, y, info, steps_lo=1)
-    loss, s, s_adv, t = step.loss(), student(x), student(step.x_adv), teacher(x).detach()
-    lead = I.margin((t if asa == "teacher" else clean).softmax(1), y)
-    rank = (I.kl(t, clean) if asa == "gap" else lead).argsort().argsort()
-    near(step.threat.eps, R * (1 + 0.1 * rank), 1e-7)
+    student, teacher, x, y = pair(dtype=F64)
+    info, clean = make_info(student, teacher, asa=asa).double(), copy.deepcopy(student).eval()(x)
+    step = make_step(framework, student, teacher, x, y, info, steps_lo=1, teacher_nat=teacher,
+                     **OPTIONS.get(framework, {}))
+    loss, p = step.loss(), passes(student, teacher, x, step.x_adv, teacher)
+    lead = I.margin((p.t if asa == "teacher" else clean).softmax(1), y)
+    rank = (I.kl(p.t, clean) if asa == "gap" else lead).argsort().argsort()
+    near(step.threat.eps, R * (1 + 0.1 * rank))
     assert step.threat.steps.tolist() == [1 + (r >= 3) for r in rank.tolist()]
     assert ((step.x_adv - x).abs().flatten(1).amax(1) <= step.threat.eps + 1e-7).all()
-    student(step.x_adv)
-    near(loss, sum(FORMULAS[framework](s, s_adv, t, y)) + info.loss(), 1e-6)
+    student(step.x_adv), teacher(x)
+    near(loss, sum(FORMULAS[framework](p, y)) + info.loss())
 
 @each_framework
 def test_no_graph_outlives_its_step(framework):  # it would hold memory and break copy.deepcopy
-    student, teacher, x, y = pair()
-    info = make_info(student, teacher)
-    make_step(framework, student, teacher, x, y, info).loss().backward()
-    assert not [n for n, m in info.student_taps.take().items() if m.requires_grad]
+    student, teacher, x, y = pair(dtype=F64)
+    info = make_info(student, teacher).double()
+    make_step(framework, student, teacher, x, y, info, teacher_nat=teacher).loss().backward()
+    for taps in (info.student_taps, info.teacher_taps):
+        assert not [n for n, m in taps.take().items() if m.requires_grad]
+
+@each("framework", I.FRAMEWORKS)
+def test_papers_give_alpha_beta_temperature_and_their_recipe_on_request(framework):
+    ours, paper = (I.Config(framework=framework, dataset="cifar10", recipe=r).resolved()
+                   for r in ("ours", "paper"))
+    row = dict(zip(I.PAPER, I.PAPERS[framework], strict=True))
+    assert [getattr(c, k) for c in (ours, paper) for k in I.PAPER[:3]] == 2 * list(row.values())[:3]
+    assert (paper.epochs, paper.weight_decay) == (row["epochs"], row["weight_decay"])
+    assert (ours.epochs, ours.weight_decay, ours.schedule) == (100, 5e-4, "cosine")
+    assert ours.teacher is None and (paper.teacher or "").endswith(row["teacher"] or "")
+    rates = [round(math.log10(paper.lr_at((e + 0.5) / row["epochs"]))) for e in range(row["epochs"])]
+    assert [rates.index(-1 - k) for k in range(1, 1 + len(row["drops"]))] == list(row["drops"])
 
 # --- models and teachers ----------------------------------------------------------------------
 
@@ -823,7 +936,7 @@ def test_missing_teacher_is_trained_once_and_kept(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(I, "check_teacher", lambda *args: 99.0)  # one epoch teaches it nothing
     for seed in (0, 1):
         run(tmp_path / f"r{seed}", teacher_epochs=1, epochs=1, seed=seed)
-    assert len(os.listdir("runs/teachers")) == capsys.readouterr().out.count("no --teacher") == 1
+    assert len(os.listdir("runs/teachers")) == capsys.readouterr().out.count("no teacher named") == 1
 
 # --- data -------------------------------------------------------------------------------------
 
