@@ -18,7 +18,9 @@ Of InfoARD only the abstract is public: the rank rule of section 3 and the criti
 section 5 are our reconstruction.
 
 [InfoARD] Liu et al., IEEE TIP 2025, doi 10.1109/TIP.2025.3637689     [AA] AutoAttack, 2003.01690
-[Madry] PGD, 1706.06083    [TRADES] 1901.08573    [RSLAD] 2108.07969    [FGSM] 1412.6572
+[Madry] PGD, 1706.06083   [TRADES] 1901.08573   [ARD] 1905.09747   [RSLAD] 2108.07969
+[IAD] 2106.04928   [AdaAD] Huang et al., CVPR 2023   [MTARD] Zhao et al., ECCV 2022
+[IGDM] 2312.03286   [SAAD] 2512.10275   [FGSM] 1412.6572
 [CW] margin loss, 1608.04644   [CPC] InfoNCE, 1807.03748   [Poole] bounds compared, 1905.06922
 [DV] Donsker and Varadhan 1983; MINE, 1801.04062     [NWJ] 0809.0853     [JSD] f-GAN, 1606.00709
 [BA] Barber and Agakov 2003; VID, 1904.05835   [AT] attention, 1612.03928   [RKD] 1904.05068
@@ -56,24 +58,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 # divergences and mutual information in nats per sample, averaged over the batch
 
 ALL = slice(None)
-OURS = dict(weight_decay=5e-4, schedule="cosine", kl_reduction="batchmean")
-PRESETS = dict(  # what None means in Config
+PRESETS = dict(  # what None means in Config: by data, and by framework as its paper has it
     shapes=dict(student="tiny", teacher_arch="tiny_wide", epochs=8, steps=5),
-    images=dict(student="resnet18", teacher_arch="wrn_34_10", epochs=100, steps=10))
-PAPER = "alpha beta temperature epochs drops weight_decay kl_reduction teacher".split()
-PAPERS = dict(  # alpha, beta, temperature: always; the rest, of CIFAR-10 code: --recipe paper
-    #        alpha  beta  temp  epochs  lr x 0.1 after    decay KL         teacher in RobustBench
-    natural=(None,  None, None, 200,    (100, 150),       5e-4, "batchmean", None),
-    at=     (None,  None, None, 110,    (100, 105),       5e-4, "batchmean", None),
-    trades= (None,  6.0,  None, 76,     (75,),            2e-4, "batchmean", None),
-    ard=    (1.0,   None, 30.0, 200,    (100, 150),       2e-4, "mean", "Zhang2019Theoretically"),
-    rslad=  (5 / 6, None, None, 300,    (215, 260, 285),  2e-4, "mean", "Zhang2019Theoretically"),
-    iad=    (None,  0.1,  1.0,  200,    (100, 150),       2e-4, "batchmean", None),
-    adaad=  (1.0,   None, None, 200,    (100, 150),       5e-4, "mean", "Chen2021LTD_WRN34_20"),
-    mtard=  (None,  None, None, 300,    (215, 260, 285),  2e-4, "mean", "Zhang2019Theoretically"),
-    igdm=   (1.0,   None, None, 200,    (100, 150),       2e-4, "batchmean", "Chen2021LTD_WRN34_20"),
-    saad=   (1.0,   0.0,  None, 200,    (100, 150),       2e-4, "batchmean",
-             "Gowal2021Improving_28_10_ddpm_100m"))
+    images=dict(student="resnet18", teacher_arch="wrn_34_10", epochs=100, steps=10),
+    trades=dict(beta=6.0), ard=dict(alpha=1.0, temperature=30.0), rslad=dict(alpha=5 / 6),
+    iad=dict(beta=0.1, temperature=1.0), adaad=dict(alpha=1.0), igdm=dict(alpha=1.0),
+    saad=dict(alpha=1.0, beta=0.0))
 
 class InfoardError(ValueError):
     """A mistake that one line can explain. The command line prints it and exits with code 2."""
@@ -176,8 +166,8 @@ class Config:
     teacher_nat: str = opt(None, "MTARD's natural teacher, like --teacher")
     teacher_framework: str = opt("trades", "how a missing teacher is trained", "trades at natural")
     teacher_epochs: int = opt(None, "epochs for a missing teacher; default: --epochs", low=1)
-    framework: str = opt("rslad", "the base: " + ", ".join(PAPERS))
-    recipe: str = opt("ours", "paper: epochs, lr drops, decay, KL scale of its code", "ours paper")
+    framework: str = opt("rslad", "the base: natural, at, trades, ard, rslad, iad, adaad, mtard, "
+                         "igdm or saad")
     infoard: bool = opt(True, "add InfoARD to the base framework")
     asa: str = opt("teacher", "signal, control or off", "teacher student gap uniform shuffled off")
     lam_lo: float = opt(1.0, "eps_i of the weakest instance, in units of eps", low=0)
@@ -189,18 +179,18 @@ class Config:
     w_rel: float = opt(0.0, "weight of the relation term", low=0)
     critic_dim: int = opt(128, "width of the critics", low=1)
     tau: float = opt(0.2, "temperature of the scores", low=1e-6)
-    alpha: float = opt(None, "weight alpha of the framework; default: its paper's", low=0)
-    beta: float = opt(None, "weight beta of the framework; default: its paper's", low=0)
-    temperature: float = opt(None, "of ARD and IAD; default: their papers'", low=1e-6)
-    kl_reduction: str = opt(None, "mean: KL over K, as RSLAD's code", "batchmean mean")
+    alpha: float = opt(None, "weight alpha of the framework", low=0)
+    beta: float = opt(None, "weight beta of the framework", low=0)
+    temperature: float = opt(None, "temperature of ARD and IAD", low=1e-6)
+    kl_reduction: str = opt("batchmean", "mean: KL over K, as RSLAD's code", "batchmean mean")
     eps: float = opt(8 / 255, "L-infinity radius, x in [0,1]; write 8/255 or 0.0314", low=0, high=1)
     steps: int = opt(None, "attack steps in training", low=1)
     step_size: float = opt(2 / 255, "attack step; write 2/255 or 0.0078", low=0, high=1)
     epochs: int = opt(None, "passes over the training images", low=1)
     batch_size: int = opt(128, "images per step", low=2)
     lr: float = opt(0.1, "peak learning rate of SGD with momentum 0.9", low=0)
-    weight_decay: float = opt(None, "weight decay", low=0)
-    schedule: str = opt(None, "step: x0.1 where the paper has it, in per cent", "cosine step")
+    weight_decay: float = opt(5e-4, "weight decay", low=0)
+    schedule: str = opt("cosine", "or a list of epochs after which lr falls to a tenth: 100,150")
     ema: float = opt(0.0, "decay of a weight average to evaluate instead; 0: none", low=0, high=1)
     seed: int = opt(0, "seed of initialisation, order, augmentation and attack starts", low=0)
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps")
@@ -217,7 +207,7 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             value, flag, known = getattr(self, f.name), f"--{f.name.replace('_', '-')}", f.metadata
-            for name in str(value).split(",") * bool(known["choices"] and value is not None):
+            for name in str(value).split(",") * bool(known["choices"]):
                 lookup(known["choices"], name.strip(), flag)
             low, high = known["low"], known["high"]
             require(None in (low, value) or low <= value <= high,
@@ -225,28 +215,23 @@ class Config:
 
     def resolved(self) -> "Config":
         """The same with every None filled in."""
-        values = lookup(PAPERS, self.framework, "framework")
-        paper = dict(zip(PAPER, values, strict=True)) | dict(schedule="step")
-        name = paper.pop("teacher")
-        if name and self.dataset == "cifar10":
-            paper["teacher"] = f"robustbench:{name}"
-        if self.recipe == "ours":
-            paper = {k: paper[k] for k in ("alpha", "beta", "temperature")}
-        preset = OURS | PRESETS["shapes" if self.dataset == "shapes" else "images"] | paper
-        fill = {k: v for k, v in preset.items() if getattr(self, k, 0) is None
-                and not (self.teacher and k == "teacher_arch")}  # a file knows its own
+        preset = PRESETS["shapes" if self.dataset == "shapes" else "images"]
+        fill = {k: v for k, v in (preset | PRESETS.get(self.framework, {})).items()
+                if getattr(self, k) is None and not (self.teacher and k == "teacher_arch")}
         infoard = self.infoard and self.framework != "natural"
         cfg = replace(self, infoard=infoard, **fill)
         require(cfg.steps_lo <= cfg.steps, f"--steps-lo must be at most --steps, {cfg.steps}")
+        require(re.fullmatch(r"cosine|\d+(,\d+)*", cfg.schedule),
+                f"--schedule must be cosine or epochs such as 100,150, not {cfg.schedule}")
         plain = "" if infoard or cfg.framework == "natural" else "-plain"
         out = cfg.out or f"runs/{cfg.dataset}-{cfg.student}-{cfg.framework}{plain}-s{cfg.seed}"
         return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
 
     def lr_at(self, share: float) -> float:
         """The learning rate when a share of all steps is done."""
-        if self.schedule == "step":
-            epochs, drops = PAPERS[self.framework][3:5]
-            return self.lr * 0.1 ** sum(share >= drop / epochs for drop in drops)
+        if self.schedule != "cosine":
+            drops = [int(epoch) for epoch in self.schedule.split(",")]
+            return self.lr * 0.1 ** sum(share * self.epochs >= drop for drop in drops)
         rise, fall = share / 0.05, 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95))
         return self.lr * max(0.01, rise if share < 0.05 else fall)
 
@@ -321,22 +306,18 @@ def pgd(objective: Callable, x: Tensor, *, threat: Threat, init: str | Tensor = 
         x_adv[:n] = (z.detach() + alpha[:n] * grad.sign()).clamp(lo[:n], hi[:n])
     return x_adv if order is None else torch.empty_like(x_adv).index_copy_(0, order, x_adv)
 
-def ce_objective(model: Callable, y: Tensor) -> Callable:
-    """CE(S(x'), y), for pgd."""
-    return lambda z, rows=ALL: F.cross_entropy(full(model(z)), y[rows], reduction="none")
+def objective(loss: Callable, model: Callable, target: Tensor) -> Callable:
+    """loss(S(x'), target) -> [B], for pgd."""
+    return lambda z, rows=ALL: loss(full(model(z)), target[rows])
 
-def kl_objective(model: Callable, t: Tensor) -> Callable:
-    """KL(t || S(x')), for pgd; t [B,K] are logits."""
-    return lambda z, rows=ALL: kl(t[rows], model(z))
+ce_objective = partial(objective, partial(F.cross_entropy, reduction="none"))  # (model, y)
+kl_objective = partial(objective, lambda z, t: kl(t, z))  # (model, t): KL(t || S(x')), t logits
+cw_objective = partial(objective, lambda z, y: -margin(z, y))  # (model, y), without CW's constant c
 
-def cw_objective(model: Callable, y: Tensor) -> Callable:
-    """max_{k != y} S_k(x') - S_y(x') [CW], for pgd; without CW's search over a constant c."""
-    return lambda z, rows=ALL: -margin(full(model(z)), y[rows])
-
-def attacked(objective: Callable, model: nn.Module, x: Tensor, y: Tensor, **options) -> Tensor:
-    """pgd on objective(model, y), y being labels or target logits, with the model left as found."""
+def attacked(make: Callable, model: nn.Module, x: Tensor, y: Tensor, **options) -> Tensor:
+    """pgd on make(model, y), y being labels or target logits, with the model left as found."""
     with frozen_eval(model):
-        return pgd(objective(model, y), x, **options)
+        return pgd(make(model, y), x, **options)
 
 pgd_ce = partial(attacked, ce_objective)  # (model, x, y, threat=Threat(...)) [Madry]
 pgd_kl = partial(attacked, kl_objective)  # (model, x, t, threat=Threat(...)) [RSLAD]
@@ -355,26 +336,20 @@ def step_table(batch: int, lo: int, hi: int, even: bool = False) -> tuple[int, .
 # u_i = rank(signal_i)/(B-1),  lam_i = lam_lo + (lam_hi - lam_lo) u_i,                        [ours]
 # eps_i = eps (1 + ramp (lam_i - 1)), alpha_i = alpha eps_i/eps, K_i = round(K_lo + (K - K_lo) u_i)
 def instance_strength(signal: Tensor, *, threat: Threat, lam: tuple[float, float] = (1.0, 1.5),
-                      ramp: float = 1.0, steps_lo: int = 0, control: str = "",
-                      generator: torch.Generator | None = None) -> Threat:
+                      ramp: float = 1.0, steps_lo: int = 0, uniform: bool = False) -> Threat:
     """ASA: a radius, a step size and, if asked for, a number of steps for each instance of a batch.
 
     signal [B]: larger = attacked harder; all signals have the same mean radius. threat: the base
     eps and alpha and the most steps. steps_lo > 0: a step schedule, whose counts depend on B alone.
-    control: "uniform" gives all the mean strength and, in total, as many gradients; "shuffled" the
-    same strengths to random instances.
+    uniform, a control: the mean strength for all and, in total, as many gradients.
     """
-    batch, device = len(signal), signal.device
-    rank = signal.argsort(stable=True).argsort()
-    if control == "shuffled":
-        place = generator.device if generator else "cpu"
-        rank = torch.randperm(batch, generator=generator, device=place).to(device)
-    u = 0.5 + 0.0 * rank if control == "uniform" or batch == 1 else rank / (batch - 1)
+    batch, rank = len(signal), signal.argsort(stable=True).argsort()
+    u = 0.5 + 0.0 * rank if uniform or batch == 1 else rank / (batch - 1)
     scale = 1 + ramp * (lam[0] + (lam[1] - lam[0]) * u - 1)
     steps, counts = threat.steps, None
     if steps_lo and steps_lo != threat.steps:
-        table = step_table(batch, steps_lo, threat.steps, even=control == "uniform")
-        steps, counts = torch.tensor(table, device=device)[rank], active_counts(table)
+        table = step_table(batch, steps_lo, threat.steps, even=uniform)
+        steps, counts = torch.tensor(table, device=signal.device)[rank], active_counts(table)
     return Threat(threat.eps * scale, threat.alpha * scale, steps, counts)
 
 # ==== 4. Mutual information: lower bounds from a score matrix, in nats ============================
@@ -420,12 +395,6 @@ def variational_bound(scores: Tensor, entropy: float = 0.0) -> Tensor:
 
 BOUNDS = dict(infonce=infonce, dv=donsker_varadhan, nwj=nwj, jsd=jsd, vid=variational_bound)
 
-# log q(y_j|x_i) = -1/2 sum_d [ (y_jd - mean_id)^2 / var_d + log var_d + log 2 pi ]
-def gaussian_scores(mean: Tensor, y: Tensor, log_var: Tensor) -> Tensor:
-    """Scores of a Gaussian q(y|x): mean [B,D], y [B,D], log_var [D] -> [B,B]."""
-    squares = (mean[:, None] - y[None]).square() / log_var.exp()  # [B, B, D]
-    return -0.5 * (squares + log_var + math.log(2 * math.pi)).sum(2)
-
 def pooled(f: Tensor) -> Tensor:
     """A feature map [B,C,H,W] as its spatial mean [B,C]; a vector as it is."""
     return full(f.mean((2, 3)) if f.dim() > 2 else f)
@@ -445,11 +414,12 @@ class GaussianCritic(nn.Module):
     """scores[i,j] = log q(t_j|s_i)/D: Gaussian with a linear mean, per dimension of the target."""
     def __init__(self, dim_s: int, dim_t: int):
         super().__init__()
-        self.mean, self.log_var = nn.Linear(dim_s, dim_t), nn.Parameter(torch.zeros(dim_t))
+        self.mean, self.log_sd = nn.Linear(dim_s, dim_t), nn.Parameter(torch.zeros(dim_t))
 
     def forward(self, s: Tensor, t: Tensor) -> Tensor:
         t = F.layer_norm(pooled(t), t.shape[1:2])  # [B, D], not learned: it could turn constant
-        return gaussian_scores(self.mean(pooled(s)), t, self.log_var.clamp(min=-6)) / t.shape[1]
+        q = torch.distributions.Normal(self.mean(pooled(s))[:, None], self.log_sd.clamp(-3).exp())
+        return q.log_prob(t).mean(2)  # [B, B]
 
 # ==== 5. InfoARD: strength and multi-granularity loss as one object ===============================
 class Taps:
@@ -545,15 +515,17 @@ class InfoARD(nn.Module):
         self.critics = nn.ModuleList(make(wide_s[a], wide_t[b]) for a, b in pairs).to(x.device)
 
     def strength(self, t: Tensor | None, y: Tensor, threat: Threat = Threat(), *,  # noqa: B008
-                 s: Tensor | None = None, **options) -> Threat:
+                 s: Tensor | None = None, generator: torch.Generator | None = None,
+                 steps_lo: int = 0) -> Threat:
         """ASA: threat with eps, alpha (and steps) per instance, from logits t, s on clean x."""
         if self.asa == "off":
             return threat
-        signals = dict(teacher=lambda: margin(full(t).softmax(1), y),
-                       student=lambda: margin(full(s).softmax(1), y), gap=lambda: kl(t, s),
-                       uniform=lambda: y * 0, shuffled=lambda: y * 0)  # controls
+        signals = dict(
+            teacher=lambda: margin(full(t).softmax(1), y), gap=lambda: kl(t, s),
+            student=lambda: margin(full(s).softmax(1), y), uniform=lambda: y * 0,  # and a control:
+            shuffled=lambda: torch.rand(len(y), generator=generator).to(y.device))
         return instance_strength(lookup(signals, self.asa, "ASA signal")(), threat=threat,
-                                 lam=self.lam, control=self.asa, **options)
+                                 lam=self.lam, uniform=self.asa == "uniform", steps_lo=steps_lo)
 
     def loss(self, s_maps: dict | None = None, t_maps: dict | None = None) -> Tensor:
         """The weighted sum of .terms, from the maps given or those of the latest passes."""
@@ -572,7 +544,7 @@ class InfoARD(nn.Module):
         return sum(self.weights[name] * v for name, v in terms.items())
 
 # ==== 6. Frameworks ===============================================================================
-# name     inner max, |x'-x| <= eps  outer min; d = x'-x, A = T_y(x')^beta               source
+# name     inner max, |x'-x| <= eps  outer min
 # natural  -                         CE(S(x),y)
 # at       CE(S(x'),y)               CE(S(x'),y)                                         [Madry]
 # trades   KL(S(x)||S(x'))           CE(S(x),y) + beta KL(S(x)||S(x'))                   [TRADES]
@@ -581,10 +553,11 @@ class InfoARD(nn.Module):
 # iad      CE(S(x'),y)               tau^2 (A KL(T(x)||S(x')) + (1-A) KL(S(x)||S(x')))   [IAD]
 # adaad    KL(T(x')||S(x'))          alpha KL(T(x')||S(x')) + (1-alpha) KL(T(x)||S(x))   [AdaAD]
 # mtard    CE(S(x'),y)               w KL(T(x')||S(x')) + (1-w) KL(T_nat(x)||S(x))       [MTARD]
-# igdm     KL(T(x')||S(x'))          KL(T(x')||S(x')) + alpha e/E G,                     [IGDM]
-#                                    G = KL(T(x+d)-T(x-d) || S(x+d)-S(x-d))
-# saad     KL(T(x)+grad T_y d e_y    h (KL(T(x')||S(x')) + alpha e/E G)                  [SAAD]
-#             || S(x'))              + beta (1-h/max h) KL(T(x)||S(x)), h = 5 (H - min H), H of T(x')
+# igdm     KL(T(x')||S(x'))          KL(T(x')||S(x')) + alpha p G                        [IGDM]
+# saad     KL(T(x) + l e_y||S(x'))   h (KL(T(x')||S(x')) + alpha p G)                    [SAAD]
+#                                    + beta (1 - h/max h) KL(T(x)||S(x))
+# A = T_y(x')^beta, d = x'-x, l = d . grad T_y(x), h = 5 (H - min H), H the entropy of T(x'),
+# G = KL(T(x+d)-T(x-d)||S(x+d)-S(x-d)), p the share of training done; alpha, beta, tau: PRESETS
 class Step:
     """One batch and the logits [B,K] on it, each pass made when it is first asked for.
 
@@ -639,8 +612,8 @@ class Step:
         name = self.cfg.framework
         lacks = name in NEED_TEACHER and self.teacher is None or \
             name == "mtard" and self.teacher_nat is None
-        require(not lacks, f"framework {name} needs a teacher" + " of each kind" * (name == "mtard"))
-        loss = FRAMEWORKS[name](self)
+        require(not lacks, f"framework {name} needs a teacher, and mtard a natural one too")
+        loss = lookup(FRAMEWORKS, name, "framework")(self)
         if self.info and self.info.weights:
             _ = self.t, self.s_adv  # made here if the framework made no such pass
             loss = loss + self.info.loss(self.s_maps, self.t_maps)
@@ -664,23 +637,23 @@ def trades(step: Step) -> Tensor:
     return F.cross_entropy(step.s, step.y) + step.cfg.beta * step.kl(step.s, step.s_adv)
 
 def ard(step: Step) -> Tensor:
-    """Adversarially robust distillation: the teacher on clean images alone.
-    # differs: released code divides KL by K, attacks in train mode, restores lr at a second drop."""
+    """Adversarially robust distillation, by a teacher that sees clean images alone."""
+    # differs: released code divides KL by K, attacks in train mode, loses its second lr drop
     alpha = step.cfg.alpha
     step.attack(ce_objective(step.student, step.y))
     loss = alpha * step.kl(step.t, step.s_adv, step.cfg.temperature)
     return loss if alpha == 1 else loss + (1 - alpha) * F.cross_entropy(step.s, step.y)
 
 def rslad(step: Step) -> Tensor:
-    """Robust soft labels in both problems.
-    # differs: released code divides KL by K (--kl-reduction mean)."""
+    """Robust soft labels in both problems."""
+    # differs: released code divides KL by K (--kl-reduction mean)
     alpha = step.cfg.alpha
     step.attack(kl_objective(step.student, step.t), init="normal")
     return alpha * step.kl(step.t, step.s_adv) + (1 - alpha) * step.kl(step.t, step.s)
 
 def iad(step: Step) -> Tensor:
-    """IAD-I: the student trusts itself where the teacher is unsure of x'; S(x) is not detached.
-    # differs: released code lets A out of the first term, and attacks in train mode."""
+    """IAD-I: the student trusts itself where the teacher is unsure of x'; S(x) is not detached."""
+    # differs: released code leaves A out of the first term, and attacks in train mode
     tau = step.cfg.temperature
     step.attack(ce_objective(step.student, step.y))
     trust = step.t_adv.softmax(1).gather(1, step.y[:, None]).squeeze(1) ** step.cfg.beta  # [B]
@@ -698,7 +671,8 @@ def adaad(step: Step) -> Tensor:
 
 # w <- w + eta (r_adv/(r_adv + r_nat) - w), r = loss now/loss of the first batch
 def mtard(step: Step) -> Tensor:
-    """MTARD: a robust teacher on x', a natural one on x; w keeps their pace of learning equal."""
+    """MTARD: a robust teacher on x', a natural one on x; w favours the one that lags behind."""
+    # differs: released code divides KL by K; eta falls with lr, here under cosine too
     step.attack(ce_objective(step.student, step.y), init="normal")
     losses = torch.stack([step.kl(step.t_adv, step.s_adv), step.kl(step.t_nat, step.s)])
     now = losses.detach().clamp(min=1e-12)
@@ -714,15 +688,15 @@ def differences(step: Step) -> tuple[Tensor, Tensor]:
     return step.t_adv - predict(step.teacher, x), step.s_adv - full(step.student(x))
 
 def igdm(step: Step) -> Tensor:
-    """IGDM on AdaAD: the student's slope follows the teacher's, more so as training goes on.
-    # differs: progress is that of the step, not of the epoch."""
+    """IGDM on AdaAD: the student's slope follows the teacher's, more so as training goes on."""
+    # differs: p grows with each step, not with each epoch
     step.attack(lambda z, rows=ALL: kl(step.teacher(z), step.student(z)), init="normal")
     pull = step.cfg.alpha * step.progress * step.kl(*differences(step))
     return step.kl(step.t_adv, step.s_adv) + pull
 
 def saad(step: Step) -> Tensor:
-    """SAAD: a linear teacher in the attack; samples weighted by the teacher's entropy on x'.
-    # differs: a weight average is left to --ema."""
+    """SAAD: a linear teacher in the attack; samples weighted by the teacher's entropy on x'."""
+    # differs: its weight average is left to --ema
     true, z = F.one_hot(step.y, step.t.shape[1]), step.x.detach().requires_grad_()
     with torch.enable_grad(), frozen_eval(step.teacher):
         (slope,) = torch.autograd.grad((full(step.teacher(z)) * true).sum(), z)  # grad T_y
@@ -1183,28 +1157,28 @@ def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int)
             f"{100 / classes:.1f}: wrong file or class order, --teacher-norm or --teacher-epochs")
     return accuracy
 
-ATTACKS = dict(  # attack(net, x, y, eps, g); steps grow with eps: 2/255 and 0.003 at 8/255
-    fgsm=lambda net, x, y, eps, g: fgsm(net, x, y, eps=eps),
-    pgd_sat=lambda net, x, y, eps, g: pgd_ce(
-        net, x, y, threat=Threat(eps, eps / 4, 20), generator=g),
-    pgd_trades=lambda net, x, y, eps, g: pgd_ce(
-        net, x, y, threat=Threat(eps, eps * 0.003 * 255 / 8, 20), generator=g),
-    cw=lambda net, x, y, eps, g: cw_linf(net, x, y, threat=Threat(eps, eps / 4, 30), generator=g))
+ATTACKS = dict(  # the attack, its step in units of eps (2/255 and 0.003 at 8/255), its steps
+    fgsm=(pgd_ce, 1, 1), pgd_sat=(pgd_ce, 1 / 4, 20), pgd_trades=(pgd_ce, 0.003 * 255 / 8, 20),
+    cw=(cw_linf, 1 / 4, 30))
 ASKED = dict(clean=(), fgsm=("fgsm",), pgd=("pgd_sat", "pgd_trades"), cw=("cw",), apgd=(), aa=())
 METRICS = ("clean", "fgsm", "pgd_sat", "pgd_trades", "cw", "apgd", "aa", "worst", "worst_class")
 
-def autoattack(net: nn.Module, x: Tensor, y: Tensor, parts: list[str], *, eps: float, size: int,
-               seed: int, classes: int) -> Iterator[tuple[str, Tensor]]:
-    """(part, still right [N]) after each part of AutoAttack [AA], run on what is left by then."""
+def standard(name: str, eps: float, g: torch.Generator) -> Callable:
+    """attack(net, x, y) of a name in ATTACKS."""
+    attack, share, steps = ATTACKS[name]
+    return partial(attack, threat=Threat(eps, eps * share, steps), generator=g,
+                   init="none" if steps == 1 else "uniform")
+
+def autoattack(net: nn.Module, eps: float, seed: int, classes: int) -> Callable:
+    """attack(part, net, x, y), for the parts of AutoAttack [AA]."""
     tool = need("pyautoattack", "AutoAttack (apgd and aa in --attacks)").AutoAttack
     aa = tool(net, eps=eps, norm="Linf", seed=seed, device=next(net.parameters()).device)
     aa.apgd_targeted.n_target_classes = aa.fab.n_target_classes = min(9, classes - 1)
-    alive = torch.ones(len(x), dtype=torch.bool)
-    for part in parts:
-        aa.attacks_to_run, rows = [part], alive.nonzero().squeeze(1)
-        alive[rows] = correct(net, x[rows], y[rows], lambda _, x, y: aa.run_standard_evaluation(
-            x.contiguous(), y, batch_size=len(x))[0], size, part)
-        yield part, alive.clone()
+
+    def attack(part, net, x, y):
+        aa.attacks_to_run = [part]
+        return aa.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))[0]
+    return attack
 
 def interval(share: float, n: int) -> list[float]:
     """Wilson's 95% interval of a share of n samples, in per cent."""
@@ -1226,43 +1200,42 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255,
     names = [name for w in wanted for name in lookup(ASKED, w, "attack")]
     require(len(x) and (x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1),
             "evaluate needs images in [0, 1]: normalise inside the model")
-    classes, after = classes or int(y.max()) + 1, {}
+    classes, clean = classes or int(y.max()) + 1, correct(model, x, y, None, batch_size)
     g = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    clean = correct(model, x, y, None, batch_size)
-    rows = clean.nonzero().squeeze(1)  # the others are lost already
-    for name in names:
-        attack = partial(ATTACKS[name], eps=eps, g=g)
-        after[name] = correct(model, x[rows], y[rows], attack, batch_size, name)
+
+    def still_right(before: Tensor, attack: Callable, text: str = "") -> Tensor:
+        after = before.clone()  # who is lost stays lost
+        after[before] = correct(model, x[before], y[before], attack, batch_size, text)
+        return after
+    right = {name: still_right(clean, standard(name, eps, g), name) for name in names}
+    far = torch.zeros(1)
     if "pgd" in wanted:
-        some = rows[::len(rows) // 256 + 1]
-        attack = partial(ATTACKS["pgd_sat"], eps=64 / 255, g=g)
-        after["64/255"] = correct(model, x[some], y[some], attack, batch_size)
+        some = clean.nonzero().squeeze(1)[::int(clean.sum()) // 256 + 1]
+        far = correct(model, x[some], y[some], standard("pgd_sat", 64 / 255, g), batch_size)
     if {"apgd", "aa"} & set(wanted):
         parts = ["apgd-ce"] + ["apgd-t"] * (classes > 3)  # the targeted loss needs four classes
         parts += ["fab-t", "square"] * ("aa" in wanted)
+        attack, alive = autoattack(model, eps, seed, classes), clean
         with torch.random.fork_rng([g.device.index or 0] if g.device.type == "cuda" else []):
-            after |= dict(autoattack(model, x[rows], y[rows], parts, eps=eps, size=batch_size,
-                                     seed=seed, classes=classes))
-        after["apgd"] = after.get("apgd-t", after["apgd-ce"])
-        after |= {"aa": after["square"]} if "aa" in wanted else {}
-    survived = dict(clean=clean) | {k: torch.zeros_like(clean) for k in METRICS if k in after}
-    for name in list(survived)[1:]:
-        survived[name][rows] = after[name]
-    return summary(survived, after, y.cpu(), classes)
+            for part in parts:
+                alive = right[part] = still_right(alive, partial(attack, part), part)
+        right |= dict(apgd=right.get("apgd-t", right["apgd-ce"]))
+        right |= dict(aa=alive) if "aa" in wanted else {}
+    return summary(dict(clean=clean) | right, y.cpu(), classes, percent(far))
 
-def summary(survived: dict[str, Tensor], after: dict[str, Tensor], y: Tensor, classes: int) -> dict:
-    """The result of evaluate, from who survived what; after: the parts, among those right on x."""
-    survived |= dict(worst=torch.stack(list(survived.values())).all(0))
-    result = {k: percent(survived[k]) if k in survived else None for k in METRICS}
-    per_class = [percent(survived["worst"][y == k]) for k in range(classes) if (y == k).any()]
+def summary(right: dict[str, Tensor], y: Tensor, classes: int, far: float = 0.0) -> dict:
+    """The result of evaluate, from who is still right after what; far: the share at 64/255, %."""
+    right |= dict(worst=torch.stack(list(right.values())).all(0))
+    result = {k: percent(right[k]) if k in right else None for k in METRICS}
+    per_class = [percent(right["worst"][y == k]) for k in range(classes) if (y == k).any()]
     warnings = [f"{k} is {result['pgd_sat'] - result[k]:.1f} points under PGD-20"
                 for k in ("cw", "apgd", "aa") if None not in (result[k], result["pgd_sat"])
                 and result["pgd_sat"] - result[k] >= 8]
-    if "square" in after and percent(after["fab-t"] & ~after["square"]) > 1:
+    if "square" in right and percent(right["fab-t"]) - percent(right["square"]) > 1:
         warnings.append("Square, which uses no gradients, beats APGD")
-    if "64/255" in after and percent(after["64/255"]) > 1:
-        warnings.append(f"{percent(after['64/255'])}% of the right ones survive eps = 64/255")
-    ci95 = {k: interval(v.double().mean().item(), len(y)) for k, v in survived.items()}
+    if far > 1:
+        warnings.append(f"{far}% of the right ones survive eps = 64/255")
+    ci95 = {k: interval(right[k].double().mean().item(), len(y)) for k in METRICS if k in right}
     return result | dict(worst_class=min(per_class), per_class=per_class, n=len(y), ci95=ci95,
                          warnings=warnings)
 
@@ -1381,8 +1354,7 @@ class Run:
         sums = {k: v.tolist() for k, v in at["sums"].items()}
         hist, n = sums.pop("eps_hist"), len(self.train)
         val = self.data.x_train[self.val], self.data.y_train[self.val]
-        g = torch.Generator(self.device).manual_seed(0)
-        attack = partial(ATTACKS["pgd_sat"], eps=cfg.eps, g=g)
+        attack = standard("pgd_sat", cfg.eps, torch.Generator(self.device).manual_seed(0))
         with self.autocast():
             clean, attacked = (correct(net, *val, a, cfg.eval_batch) for a in (None, attack))
         at |= dict(epoch=at["epoch"] + 1, position=0, seconds=at["seconds"] + seconds)
@@ -1410,18 +1382,17 @@ def get_teacher(cfg: Config, data: Data, device: torch.device, path: str | None,
     """The teacher at path, checked; without a path, one is trained by framework and kept."""
     size = data.x_train.shape[-1]
     if path is None:
-        same = ("dataset subset val_size image_size eps steps step_size lr amp batch_size").split()
+        same = "dataset subset val_size image_size eps steps step_size lr amp batch_size".split()
         recipe = {k: getattr(cfg, k) for k in same} | dict(
-            student=cfg.teacher_arch, framework=framework, epochs=cfg.teacher_epochs,
-            data_dir=cfg.data_dir if cfg.dataset == "folder" else "")
-        key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
+            student=cfg.teacher_arch, framework=framework, epochs=cfg.teacher_epochs)
+        place = cfg.data_dir if cfg.dataset == "folder" else ""
+        key = hashlib.sha256(json.dumps([recipe, place]).encode()).hexdigest()[:8]
         out = f"runs/teachers/{cfg.dataset}-{cfg.teacher_arch}-{framework}-{key}"
         if not Path(out, "results.json").exists():
             print(f"no teacher named: training one, kept in {out}")
-            train(Config(**recipe | dict(
-                infoard=False, figures=False, out=out, resume=True, attacks="clean,pgd",
-                data_dir=cfg.data_dir, download=cfg.download, device=cfg.device,
-                eval_subset=cfg.eval_subset)))
+            here = {k: getattr(cfg, k) for k in ("data_dir", "download", "device", "eval_subset")}
+            train(Config(**recipe, **here, out=out, infoard=False, figures=False, resume=True,
+                         attacks="clean,pgd"))
         path = f"{out}/best.pt"
     teacher = load_teacher(path, cfg.teacher_arch, len(data.classes), size=size,
                            norm=cfg.teacher_norm, dataset=cfg.dataset, device=device)
@@ -1515,9 +1486,8 @@ def finish(run: Run, out: Path) -> dict:
     if cfg.figures:
         few = test_images(run.data, min(256, len(y)), run.device)
         g = torch.Generator(run.device).manual_seed(0)
-        results["over_eps"] = {
-            str(n): percent(correct(net, *few, partial(ATTACKS["pgd_sat"], eps=n / 255, g=g)))
-            for n in (0, 2, 4, 8, 12, 16, 24, 32, 64)}
+        results["over_eps"] = {n: percent(correct(net, *few, standard("pgd_sat", n / 255, g)))
+                               for n in (0, 2, 4, 8, 12, 16, 24, 32, 64)}
         save(out / "sheet.pt", sheet(run, *few))
         save(out / "results.json", results)
         draw_figures(out)
@@ -1526,38 +1496,71 @@ def finish(run: Run, out: Path) -> dict:
     return results
 
 # ==== 11. Figures and tables ======================================================================
+def spread(values: list[float | None]) -> str:
+    """The mean and, of more than one value, the standard deviation."""
+    if not values or None in values:
+        return "-"
+    deviation = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{deviation}"
+
+def table(cells: dict[str, dict], which: str = "best") -> list[list[str]]:
+    """A header and a line for each cell {name: {seed: {which: result of evaluate}}}.
+
+    gain: of `worst` on the cell named plain beside it, paired by seed. Empty columns are left out.
+    """
+    lines = [[f"{which} (%)", *METRICS, "gain", "n", "seeds"]]
+    for name, runs in cells.items():
+        results = {seed: run[which] for seed, run in runs.items() if which in run}
+        if not results:
+            continue
+        plain = cells.get(str(Path(name).with_name("plain")), {})
+        gains = [r["worst"] - plain[seed][which]["worst"] for seed, r in results.items()
+                 if seed in plain and plain is not runs]
+        columns = [[r.get(m) for r in results.values()] for m in METRICS]
+        n = "/".join({str(r["n"]) for r in results.values()})
+        lines.append([name, *map(spread, columns), spread(gains), n, str(len(runs))])
+    columns = zip(*lines, strict=True)
+    used = [c for c in columns if set(c[1:]) - {"-"} and (c[0] != "seeds" or set(c[1:]) - {"1"})]
+    return list(zip(*used, strict=True))
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table as Markdown."""
+    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines = [lines[0], ["-" * w for w in width], *lines[1:]]
+    return "\n".join("| " + " | ".join(map(str.ljust, line, width)) + " |" for line in lines)
+
+def latex(lines: list[list[str]]) -> str:
+    """A table as LaTeX, for booktabs."""
+    rows = [" & ".join(line).replace("±", r"$\pm$") + r" \\" for line in lines]
+    rows = [re.sub("([%_])", r"\\\1", row) for row in rows]
+    start = r"\begin{tabular}{l" + "r" * (len(lines[0]) - 1) + r"} \toprule"
+    return "\n".join([start, rows[0], r"\midrule", *rows[1:], r"\bottomrule \end{tabular}"])
+
 def report(rows: dict[str, dict]) -> str:
     """{name: result of evaluate} as a Markdown table, with the warnings below."""
-    used = [m for m in METRICS if any(r[m] is not None for r in rows.values())]
-    lines = [["accuracy (%)", *used, "n"]] + [
-        [name, *("-" if r[m] is None else f"{r[m]:.2f}" for m in used), str(r["n"])]
-        for name, r in rows.items()]
-    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * w for w in width])
-    text = [" | ".join(c.ljust(w) for c, w in zip(line, width, strict=True)) for line in lines]
+    cells = {name: {0: dict(accuracy=result)} for name, result in rows.items()}
     warnings = [f"warning, gradients may be masked: {name}: {w}" for name, r in rows.items()
                 for w in r["warnings"]]
-    return "\n".join([f"| {line} |" for line in text] + warnings)
+    return "\n".join([markdown(table(cells, "accuracy")), *warnings])
 
 def sheet(run: Run, x: Tensor, y: Tensor, rows: int = 5) -> dict:
     """What figure_sheet shows: the weakest to the strongest image, attacked, with attention."""
     nets = {k: n for k, n in dict(teacher=run.teacher, student=run.evaluated).items() if n}
-    x, y = to_float(x, run.device), y.to(run.device)
+    x, y, maps = to_float(x, run.device), y.to(run.device), {}
     lead = margin(predict(next(iter(nets.values())), x).softmax(1), y)
     chosen = lead.argsort()[torch.linspace(0, len(x) - 1, rows).long()]
-    x, y, maps, said = x[chosen], y[chosen], {}, {}
-    threat = Threat(run.cfg.eps, run.cfg.eps / 4, 20)
-    x_adv = pgd_ce(run.evaluated, x, y, threat=threat, init="none")
+    x, y, eps = x[chosen], y[chosen], run.cfg.eps
+    x_adv = pgd_ce(run.evaluated, x, y, threat=Threat(eps, eps / 4, 20), init="none")
     for name, net in nets.items():
         taps = Taps(net, x)
         for key, images in {f"{name} clean": x, f"{name} attacked": x_adv}.items():
-            said[key] = predict(net, images).argmax(1).tolist()
+            predict(net, images)
             found = [f for f in taps.take().values() if f.dim() == 4][-2:]
             if found:
                 maps[key] = attention_map(found[0]).view(rows, *found[0].shape[-2:]).cpu()
         taps.close()
-    return dict(x=x.cpu(), x_adv=x_adv.cpu(), y=y.tolist(), lead=lead[chosen].tolist(), maps=maps,
-                said=said, eps=run.cfg.eps, classes=run.data.classes)
+    labels = [f"{run.data.classes[k]}\nlead {v:+.2f}" for k, v in zip(y, lead[chosen], strict=True)]
+    return dict(x=x.cpu(), x_adv=x_adv.cpu(), labels=labels, maps=maps, eps=eps)
 
 def draw_figures(out: Path) -> list[Path]:
     """Figures of a finished run as PNG and PDF, from its log, results and sheet alone."""
@@ -1565,7 +1568,7 @@ def draw_figures(out: Path) -> list[Path]:
     need("matplotlib", "a figure (or say --no-figures)").use("Agg")
     plt = need("matplotlib.pyplot", "a figure")
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    results = json.loads((out / "results.json").read_text())
+    results, files = json.loads((out / "results.json").read_text()), []
     (out / "figures").mkdir(exist_ok=True)
     with plt.rc_context({
             "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -1575,9 +1578,9 @@ def draw_figures(out: Path) -> list[Path]:
         if "over_eps" in results:
             figures["strength"] = figure_strength(plt, log, results)
             figures["sheet"] = figure_sheet(plt, **load_tensors(out / "sheet.pt"))
-        files = [out / "figures" / f"{name}.{kind}" for name in figures for kind in ("png", "pdf")]
-        for file in files:
-            figures[file.stem].savefig(file)
+        for name, figure in figures.items():
+            files += [out / "figures" / f"{name}.{kind}" for kind in ("png", "pdf")]
+            figure.savefig(files[-2]), figure.savefig(files[-1])
         plt.close("all")
     return files
 
@@ -1609,23 +1612,20 @@ def figure_strength(plt, log: list[dict], results: dict):
     right.set(xlabel=r"attack radius $\epsilon$ (1/255)", ylabel="PGD-20 accuracy (%)")
     return fig
 
-def figure_sheet(plt, x, x_adv, y, lead, maps, said, eps, classes):
+def figure_sheet(plt, x, x_adv, labels, maps, eps):
     """Clean, perturbation, attacked, and both nets' attention on both; weakest instance first."""
-    columns = ["clean", "perturbation", "attacked", *maps]
+    noise = (x_adv - x) / (2 * eps or 1) + 0.5
+    images = dict(clean=x, perturbation=noise, attacked=x_adv)
+    columns = {k: v.permute(0, 2, 3, 1).clamp(0, 1) for k, v in images.items()} | maps
     fig, axes = plt.subplots(len(x), len(columns), figsize=(0.95 * len(columns), 1.05 * len(x)))
-    for i, line in enumerate(axes):
-        images = [x[i], (x_adv[i] - x[i]) / (2 * eps or 1) + 0.5, x_adv[i]]
-        pictures = [image.permute(1, 2, 0).clamp(0, 1) for image in images]
-        pictures += [m[i] for m in maps.values()]
-        for ax, title, picture in zip(line, columns, pictures, strict=True):
+    for line, (title, pictures) in zip(axes.T, columns.items(), strict=True):
+        line[0].set_title(title.replace(" ", "\n"), fontsize=7)
+        for ax, picture in zip(line, pictures, strict=True):
             ax.imshow(picture, cmap="magma")
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-            ax.set_title(title.replace(" ", "\n") if i == 0 else "", fontsize=7)
-            if title in said:
-                right = said[title][i] == y[i]
-                ax.set_xlabel(classes[said[title][i]], fontsize=6, color="C2" if right else "C3")
-        line[0].set_ylabel(f"{classes[y[i]]}\nlead {lead[i]:+.2f}", fontsize=6)
+    for ax, label in zip(axes[:, 0], labels, strict=True):
+        ax.set_ylabel(label, fontsize=6)
     return fig
 
 # ==== 12. Command line ============================================================================
@@ -1641,10 +1641,10 @@ def parse(verb: str, argv: list[str], text: str = "", target: str | None = None)
     if target:
         parser.add_argument("path", metavar=target)
     for f in fields(Config) if verb in ("train", "eval") else ():
-        preset = " or ".join(str(p[f.name]) for p in PRESETS.values() if f.name in p)
+        preset = " or ".join(f"{v[f.name]} ({k})" for k, v in PRESETS.items() if f.name in v)
         default = f"{255 * f.default:.0f}/255" if f.name in ("eps", "step_size") else f.default
-        shown = "" if default is None and not preset else f" (default {preset or default})"
-        flag, text = "--" + f.name.replace("_", "-"), f.metadata["help"] + shown
+        text = f.metadata["help"] + f"; default: {preset or default}" * bool(preset or default)
+        flag = "--" + f.name.replace("_", "-")
         options = dict(default=argparse.SUPPRESS, help=text)
         if f.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
@@ -1686,27 +1686,36 @@ def run_eval(path: str, **given) -> None:
         save(Path(cfg.out, "eval.json"), result | dict(checkpoint=path, dataset=cfg.dataset))
 
 def run_tables(path: str) -> None:
-    """Print a table of the finished runs below a folder."""
-    files = sorted(Path(path).rglob("results.json"))
-    require(files, f"no finished runs (results.json) below {path}")
-    print(report({f"{file.parent.relative_to(path)} {k}": json.loads(file.read_text())[k]
-                  for file in files for k in ("best", "last")}))
+    """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
+    cells, warnings = {}, []
+    for file in sorted(Path(path).rglob("results.json"),
+                       key=lambda f: (f.parts[:-3], f.parts[-3:-2] != ("plain",), f)):
+        run, results = file.parent.relative_to(path), json.loads(file.read_text())
+        name = run.parent if re.fullmatch(r"s\d+", run.name) and len(run.parts) > 1 else run
+        cells.setdefault(str(name), {})[run.name] = results
+        warnings += [f"warning, gradients may be masked: {run}: {w}"
+                     for w in results.get("best", {}).get("warnings", ())]
+    require(cells, f"no finished runs (results.json) below {path}")
+    tables = [table(cells, which) for which in ("best", "last")]
+    text = "\n\n".join([*map(markdown, tables), *warnings])
+    save(Path(path, "tables.md"), text.encode())
+    save(Path(path, "tables.tex"), "\n\n".join(map(latex, tables)).encode())
+    save(Path(path, "tables.jsonl"), "".join(json.dumps(dict(cell=name, seeds=runs)) + "\n"
+                                             for name, runs in cells.items()).encode())
+    print(f"{text}\n\nin {path}: tables.md, tables.tex, tables.jsonl")
 
 def run_export(path: str) -> None:
     """Write plain weights, and safetensors and ONNX where installed; without critics."""
     net, stem = load_weights(path).eval(), Path(path).with_suffix("")
-    size, state = load_tensors(path).get("size", 32), net.state_dict()
-    save(Path(f"{stem}.weights.pt"), state)
+    x = torch.zeros(1, 3, *[load_tensors(path).get("size", 32)] * 2)
+    save(Path(f"{stem}.weights.pt"), net.state_dict())
     print(f"{stem}.weights.pt: {sum(p.numel() for p in net.parameters()):,} parameters")
-    try:
-        from safetensors.torch import save_file
-        save_file({k: v.contiguous() for k, v in state.items()}, f"{stem}.safetensors")
-        importlib.import_module("onnx")
-        torch.onnx.export(net, (torch.zeros(1, 3, size, size),), f"{stem}.onnx", input_names=["x"],
-                          output_names=["logits"], dynamic_axes={"x": {0: "batch"}}, dynamo=False)
-        print(f"{stem}.safetensors, {stem}.onnx: x [batch,3,{size},{size}] in [0,1] -> logits")
-    except ImportError as error:
-        print(f"for safetensors and ONNX too: pip install {error.name}")
+    with contextlib.suppress(ImportError):
+        from safetensors.torch import save_model
+        save_model(net, f"{stem}.safetensors")
+        torch.onnx.export(net, (x,), f"{stem}.onnx", input_names=["x"], output_names=["logits"],
+                          dynamic_axes={"x": {0: "batch"}}, dynamo=False)
+        print(f"{stem}.safetensors, {stem}.onnx: x {list(x.shape)} in [0,1] -> logits")
 
 VERBS = dict(  # what each does, and what it is called on; bench has its place here
     train=(lambda **given: train(Config(**given)), None, "train, evaluate, draw figures (default)"),
