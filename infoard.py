@@ -27,6 +27,7 @@ section 5 are our reconstruction.
 """
 import argparse
 import contextlib
+import fnmatch
 import hashlib
 import importlib
 import io
@@ -78,19 +79,12 @@ def lookup(table, name: str, what: str):
     require(name in table, f"unknown {what} {name!r} (choose from {', '.join(table)})")
     return table[name] if isinstance(table, dict) else name
 
-def need(module: str, what: str):
-    """The module, imported, or one line that says what to install."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InfoardError(f"{what} needs {error.name}: pip install {error.name}") from None
-
 def progress_bar(items, text: str = ""):
-    """items, with a bar if there is a text, a terminal and tqdm, and no --no-progress."""
+    """items, with a bar if there are a text, a terminal and tqdm, and no TQDM_DISABLE."""
     with contextlib.suppress(ImportError):
         from tqdm import tqdm
-        if text and os.environ.get("INFOARD_PROGRESS") != "0":
-            return tqdm(items, desc=text, leave=False, disable=None)  # None: off without a terminal
+        off = not text or "TQDM_DISABLE" in os.environ or None  # None: off without a terminal
+        return tqdm(items, desc=text, leave=False, disable=off)
     return items
 
 def save(path: Path, content) -> None:
@@ -118,21 +112,17 @@ def save(path: Path, content) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Threat:
-    """What an attacker may do, as one object, so that eps and alpha cannot be swapped in a call.
-
+    """What an attacker may do, as one object, so that eps and alpha cannot be swapped in a call:
     eps, alpha: float or [B], radius and step in pixel units of [0,1]. steps: int or [B] (long).
-    counts: with steps [B], how many samples each step attacks; else read from steps, a device wait.
-    """
+    counts: with steps [B], how many samples each step attacks, or a device wait to read them."""
     eps: float | Tensor = 8 / 255
     alpha: float | Tensor = 2 / 255
     steps: int | Tensor = 10
     counts: tuple[int, ...] | None = None
-
     def __post_init__(self):
-        if not isinstance(self.eps, Tensor) and not 0 <= self.eps <= 1:
-            raise InfoardError(f"eps must lie in [0, 1], got {self.eps}: write 8/255 or 0.0314")
+        require(isinstance(self.eps, Tensor) or 0 <= self.eps <= 1,
+                f"eps must lie in [0, 1], got {self.eps}: write 8/255 or 0.0314")
         require(isinstance(self.steps, Tensor) or self.steps >= 0, "steps must not be negative")
-
     def schedule(self, batch: int) -> tuple[Tensor | None, tuple[int, ...]]:
         """(order, counts): samples by falling steps; step t attacks the first counts[t] of them."""
         if isinstance(self.steps, int):
@@ -147,8 +137,8 @@ def active_counts(steps) -> tuple[int, ...]:
 
 def opt(default, text: str, choices: str = "", low=None, high=math.inf):
     """A field of Config: its default, its line of --help, and the values that it may have."""
-    known = dict(help=text, choices=choices.split(), low=low, high=high)
-    return field(default=default, metadata=known)
+    return field(default=default, metadata=dict(help=text, choices=choices.split(), low=low,
+                                                high=high))
 
 @dataclass(frozen=True)
 class Config:
@@ -166,8 +156,7 @@ class Config:
     teacher_nat: str = opt(None, "MTARD's natural teacher, like --teacher")
     teacher_framework: str = opt("trades", "how a missing teacher is trained", "trades at natural")
     teacher_epochs: int = opt(None, "epochs for a missing teacher; default: --epochs", low=1)
-    framework: str = opt("rslad", "the base: natural, at, trades, ard, rslad, iad, adaad, mtard, "
-                         "igdm or saad")
+    framework: str = opt("rslad", "at, trades, ard, rslad, iad, adaad, mtard, igdm, saad, natural")
     infoard: bool = opt(True, "add InfoARD to the base framework")
     asa: str = opt("teacher", "signal, control or off", "teacher student gap uniform shuffled off")
     lam_lo: float = opt(1.0, "eps_i of the weakest instance, in units of eps", low=0)
@@ -203,7 +192,6 @@ class Config:
     resume: bool = opt(False, "go on from last.pt in --out, if there is one")
     figures: bool = opt(True, "draw figures at the end")
     progress: bool = opt(True, "show a bar on a terminal")
-
     def __post_init__(self):
         for f in fields(self):
             value, flag, known = getattr(self, f.name), f"--{f.name.replace('_', '-')}", f.metadata
@@ -212,7 +200,6 @@ class Config:
             low, high = known["low"], known["high"]
             require(None in (low, value) or low <= value <= high,
                     f"{flag} must lie in [{low}, {high}], got {value}: {known['help']}")
-
     def resolved(self) -> "Config":
         """The same with every None filled in."""
         preset = PRESETS["shapes" if self.dataset == "shapes" else "images"]
@@ -226,9 +213,7 @@ class Config:
         plain = "" if infoard or cfg.framework == "natural" else "-plain"
         out = cfg.out or f"runs/{cfg.dataset}-{cfg.student}-{cfg.framework}{plain}-s{cfg.seed}"
         return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
-
     def lr_at(self, share: float) -> float:
-        """The learning rate when a share of all steps is done."""
         if self.schedule != "cosine":
             drops = [int(epoch) for epoch in self.schedule.split(",")]
             return self.lr * 0.1 ** sum(share * self.epochs >= drop for drop in drops)
@@ -279,13 +264,10 @@ def predict(net: Callable, x: Tensor) -> Tensor:
 # x'_0 = x + uniform(-eps, eps) [Madry], x + 0.001 normal [TRADES], x (none), or a given tensor
 def pgd(objective: Callable, x: Tensor, *, threat: Threat, init: str | Tensor = "uniform",
         generator: torch.Generator | None = None) -> Tensor:
-    """Projected gradient ascent of a per-sample objective under an L-infinity threat.
-
-    objective(x') -> [B], one value per sample; x [B,C,H,W] in [0,1] is never written to. With
-    threat.steps [B], step t sees only the samples that have steps to go: it calls
-    objective(x'[rows], rows), which must index its labels or targets with rows.
-    frozen_eval(model) around the call keeps batch norm as it is and builds no weight gradients.
-    """
+    """Projected gradient ascent of objective(x') -> [B] under an L-infinity threat; x [B,C,H,W] in
+    [0,1] is never written to. With threat.steps [B], step t calls objective(x'[rows], rows) on the
+    samples that have steps to go: it must index its labels or targets with rows.
+    frozen_eval(model) around the call keeps batch norm as it is and builds no weight gradients."""
     order, counts = threat.schedule(len(x))
     rows = ALL if order is None else order
     eps, alpha = (torch.as_tensor(v, dtype=x.dtype, device=x.device).expand(len(x))[rows]
@@ -306,13 +288,13 @@ def pgd(objective: Callable, x: Tensor, *, threat: Threat, init: str | Tensor = 
         x_adv[:n] = (z.detach() + alpha[:n] * grad.sign()).clamp(lo[:n], hi[:n])
     return x_adv if order is None else torch.empty_like(x_adv).index_copy_(0, order, x_adv)
 
-def objective(loss: Callable, model: Callable, target: Tensor) -> Callable:
-    """loss(S(x'), target) -> [B], for pgd."""
+def against(loss: Callable, model: Callable, target: Tensor) -> Callable:
+    """The objective loss(S(x'), target) -> [B], for pgd."""
     return lambda z, rows=ALL: loss(full(model(z)), target[rows])
 
-ce_objective = partial(objective, partial(F.cross_entropy, reduction="none"))  # (model, y)
-kl_objective = partial(objective, lambda z, t: kl(t, z))  # (model, t): KL(t || S(x')), t logits
-cw_objective = partial(objective, lambda z, y: -margin(z, y))  # (model, y), without CW's constant c
+ce_objective = partial(against, partial(F.cross_entropy, reduction="none"))  # (model, y)
+kl_objective = partial(against, lambda z, t: kl(t, z))  # (model, t): KL(t || S(x')), t logits
+cw_objective = partial(against, lambda z, y: -margin(z, y))  # (model, y), without CW's constant c
 
 def attacked(make: Callable, model: nn.Module, x: Tensor, y: Tensor, **options) -> Tensor:
     """pgd on make(model, y), y being labels or target logits, with the model left as found."""
@@ -327,28 +309,21 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor = 8 / 25
     """One step of size eps from x itself [FGSM]."""
     return pgd_ce(model, x, y, threat=Threat(eps, eps, 1), init="none")
 
-def step_table(batch: int, lo: int, hi: int, even: bool = False) -> tuple[int, ...]:
-    """Steps at u = r/(B-1): lo + (hi - lo) u, rounded half up; even: the same sum, spread."""
-    shares = [r / (batch - 1) for r in range(batch)] if batch > 1 else [0.5]
-    table = [int(lo + (hi - lo) * u + 0.5) for u in shares]
-    return tuple((sum(table) + r) // batch for r in range(batch)) if even else tuple(table)
-
 # u_i = rank(signal_i)/(B-1),  lam_i = lam_lo + (lam_hi - lam_lo) u_i,                        [ours]
 # eps_i = eps (1 + ramp (lam_i - 1)), alpha_i = alpha eps_i/eps, K_i = round(K_lo + (K - K_lo) u_i)
 def instance_strength(signal: Tensor, *, threat: Threat, lam: tuple[float, float] = (1.0, 1.5),
                       ramp: float = 1.0, steps_lo: int = 0, uniform: bool = False) -> Threat:
     """ASA: a radius, a step size and, if asked for, a number of steps for each instance of a batch.
-
-    signal [B]: larger = attacked harder; all signals have the same mean radius. threat: the base
-    eps and alpha and the most steps. steps_lo > 0: a step schedule, whose counts depend on B alone.
-    uniform, a control: the mean strength for all and, in total, as many gradients.
-    """
+    signal [B]: larger = attacked harder. threat: base eps and alpha, the most steps. steps_lo > 0:
+    a step schedule, whose counts depend on B alone. uniform: the control of equal mean and cost."""
     batch, rank = len(signal), signal.argsort(stable=True).argsort()
     u = 0.5 + 0.0 * rank if uniform or batch == 1 else rank / (batch - 1)
     scale = 1 + ramp * (lam[0] + (lam[1] - lam[0]) * u - 1)
     steps, counts = threat.steps, None
     if steps_lo and steps_lo != threat.steps:
-        table = step_table(batch, steps_lo, threat.steps, even=uniform)
+        more = (threat.steps - steps_lo) / max(batch - 1, 1)
+        table = [int(steps_lo + more * (r if batch > 1 else 0.5) + 0.5) for r in range(batch)]
+        table = [(sum(table) + r) // batch for r in range(batch)] if uniform else table
         steps, counts = torch.tensor(table, device=signal.device)[rank], active_counts(table)
     return Threat(threat.eps * scale, threat.alpha * scale, steps, counts)
 
@@ -404,7 +379,6 @@ class Critic(nn.Module):
     def __init__(self, dim_s: int, dim_t: int, dim: int = 128, tau: float = 0.2):
         super().__init__()
         self.g, self.h, self.tau = nn.Linear(dim_s, dim), nn.Linear(dim_t, dim), tau
-
     def forward(self, s: Tensor, t: Tensor) -> Tensor:
         g = F.normalize(self.g(pooled(s)), dim=1)  # [B, dim]
         h = F.normalize(self.h(pooled(t)), dim=1)  # [B, dim]
@@ -415,7 +389,6 @@ class GaussianCritic(nn.Module):
     def __init__(self, dim_s: int, dim_t: int):
         super().__init__()
         self.mean, self.log_sd = nn.Linear(dim_s, dim_t), nn.Parameter(torch.zeros(dim_t))
-
     def forward(self, s: Tensor, t: Tensor) -> Tensor:
         t = F.layer_norm(pooled(t), t.shape[1:2])  # [B, D], not learned: it could turn constant
         q = torch.distributions.Normal(self.mean(pooled(s))[:, None], self.log_sd.clamp(-3).exp())
@@ -423,10 +396,8 @@ class GaussianCritic(nn.Module):
 
 # ==== 5. InfoARD: strength and multi-granularity loss as one object ===============================
 class Taps:
-    """Feature maps of any net, by hooks: after net(x), take() gives {name: [B,C_l,H_l,W_l]}.
-
-    The last map at each resolution and, as "penultimate", the input of the last linear layer.
-    """
+    """Feature maps of any net, by hooks: after net(x), take() gives {name: [B,C_l,H_l,W_l]}, the
+    last map at each resolution and, as "penultimate", the input of the last linear layer."""
     def __init__(self, net: nn.Module, x: Tensor):
         self.maps, self.hooks, modules = {}, [], dict(net.named_modules())
         for _ in range(2):  # hook all modules first, then only those whose output was kept
@@ -435,7 +406,6 @@ class Taps:
             self.hooks = [modules[n].register_forward_hook(partial(self.keep, n)) for n in names]
             predict(net, x)
         self.widths = {name: f.shape[1] for name, f in self.take().items()}
-
     def keep(self, name: str, module: nn.Module, inputs: tuple, output) -> None:
         if isinstance(module, nn.Linear) and inputs[0].dim() == 2:
             self.maps["penultimate"] = name, inputs[0]
@@ -444,12 +414,10 @@ class Taps:
             held = self.maps.get(size, (name,))[0].rpartition(".")[0]
             if held == name.rpartition(".")[0] or next(module.children(), None) is not None:
                 self.maps[size] = name, output  # a stage, not the first layer of the next
-
     def take(self) -> dict[str, Tensor]:
         """The maps of the latest pass; they are let go of, so that no graph outlives its step."""
         maps, self.maps = self.maps, {}
         return {key if key == "penultimate" else name: f for key, (name, f) in maps.items()}
-
     def close(self) -> None:
         for hook in self.hooks:
             hook.remove()
@@ -463,8 +431,7 @@ def attention_map(f: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     return F.normalize(energy.flatten(1), dim=1)
 
 def attention_scores(s: Tensor, t: Tensor, tau: float = 0.2) -> Tensor:
-    """Cosines of attention maps over tau, [B,C,H,W], [B,C',H',W'] -> [B,B]; of centred ones, since
-    energies are positive and the raw cosine of any two maps is close to 1."""
+    """Cosines of centred maps (raw ones are all near 1) over tau, [B,C,H,W] twice -> [B,B]."""
     size = tuple(map(min, s.shape[-2:], t.shape[-2:]))
     maps = (attention_map(f, size) for f in (s, t))
     a, b = (F.normalize(m - m.mean(1, keepdim=True), dim=1) for m in maps)  # [B, h*w]
@@ -485,14 +452,11 @@ class InfoARD(nn.Module):
         opt = SGD([*student.parameters(), *info.parameters()])    # the critics learn too
             t = teacher(x)
             x_adv = attack(..., eps=info.strength(t, y).eps)      # [B], a radius for each instance
-            s_adv = student(x_adv)
-            loss = ... + info.loss()                              # before either net's next pass
+            loss = ... student(x_adv) ... + info.loss()           # before either net's next pass
 
-    loss = -w_feat I_feat - w_att I_att + w_rel R: mutual information, by the bound mim names, of
-    the student's features on x' with the teacher's on x (last three stages, penultimate vector) and
-    of their attention maps (stages), each a mean over taps; R: relation_loss of the deepest pair.
-    Cosines leave the scale of logits free: use these terms beside a loss on the logits, not alone.
-    """
+    loss = -w_feat I_feat - w_att I_att + w_rel R: the information, by the bound mim, of features
+    (last three stages, penultimate) and attention maps of S(x') with T(x), a mean over taps; R: the
+    relation_loss of the deepest. Cosines leave the logits' scale free: not to be used alone."""
     def __init__(self, student: nn.Module, teacher: nn.Module, *, image_shape=(3, 32, 32),
                  asa: str = "teacher", lam: tuple[float, float] = (1.0, 1.5), mim: str = "infonce",
                  w_feat: float = 0.1, w_att: float = 0.05, w_rel: float = 0.0, dim: int = 128,
@@ -513,7 +477,8 @@ class InfoARD(nn.Module):
         make = GaussianCritic if mim == "vid" else partial(Critic, dim=dim, tau=tau)
         pairs = self.pairs if "feat" in self.weights else []
         self.critics = nn.ModuleList(make(wide_s[a], wide_t[b]) for a, b in pairs).to(x.device)
-
+        if not self.weights:  # what nobody reads costs nothing
+            self.student_taps.close(), self.teacher_taps.close()
     def strength(self, t: Tensor | None, y: Tensor, threat: Threat = Threat(), *,  # noqa: B008
                  s: Tensor | None = None, generator: torch.Generator | None = None,
                  steps_lo: int = 0) -> Threat:
@@ -526,14 +491,14 @@ class InfoARD(nn.Module):
             shuffled=lambda: torch.rand(len(y), generator=generator).to(y.device))
         return instance_strength(lookup(signals, self.asa, "ASA signal")(), threat=threat,
                                  lam=self.lam, uniform=self.asa == "uniform", steps_lo=steps_lo)
-
     def loss(self, s_maps: dict | None = None, t_maps: dict | None = None) -> Tensor:
         """The weighted sum of .terms, from the maps given or those of the latest passes."""
         s_maps = self.student_taps.take() if s_maps is None else s_maps
         t_maps = self.teacher_taps.take() if t_maps is None else t_maps
+        self.student_taps.take(), self.teacher_taps.take()  # no graph may outlive its step
+        if not self.weights or len(s_maps[self.pairs[0][0]]) < 2:  # one image alone makes no pairs
+            return torch.zeros(())
         maps = [(s_maps[a], t_maps[b].detach()) for a, b in self.pairs]
-        if not self.weights or len(maps[0][0]) < 2:  # one image alone makes no pairs
-            return torch.zeros((), device=next(iter(s_maps.values())).device)
         values = dict(
             feat=lambda: [self.bound(f(*pair)) for f, pair in zip(self.critics, maps, strict=True)],
             att=lambda: [self.bound(attention_scores(*m, self.tau)) for m in maps if m[0].ndim > 2],
@@ -545,7 +510,6 @@ class InfoARD(nn.Module):
 
 # ==== 6. Frameworks ===============================================================================
 # name     inner max, |x'-x| <= eps  outer min
-# natural  -                         CE(S(x),y)
 # at       CE(S(x'),y)               CE(S(x'),y)                                         [Madry]
 # trades   KL(S(x)||S(x'))           CE(S(x),y) + beta KL(S(x)||S(x'))                   [TRADES]
 # ard      CE(S(x'),y)               alpha tau^2 KL(T(x)||S(x')) + (1-alpha) CE(S(x),y)  [ARD]
@@ -554,47 +518,38 @@ class InfoARD(nn.Module):
 # adaad    KL(T(x')||S(x'))          alpha KL(T(x')||S(x')) + (1-alpha) KL(T(x)||S(x))   [AdaAD]
 # mtard    CE(S(x'),y)               w KL(T(x')||S(x')) + (1-w) KL(T_nat(x)||S(x))       [MTARD]
 # igdm     KL(T(x')||S(x'))          KL(T(x')||S(x')) + alpha p G                        [IGDM]
-# saad     KL(T(x) + l e_y||S(x'))   h (KL(T(x')||S(x')) + alpha p G)                    [SAAD]
-#                                    + beta (1 - h/max h) KL(T(x)||S(x))
-# A = T_y(x')^beta, d = x'-x, l = d . grad T_y(x), h = 5 (H - min H), H the entropy of T(x'),
-# G = KL(T(x+d)-T(x-d)||S(x+d)-S(x-d)), p the share of training done; alpha, beta, tau: PRESETS
+# saad     KL(T(x) + l e_y||S(x'))   h (KL(T(x')||S(x')) + alpha p G) + beta r KL(T(x)||S(x))
+# A = T_y(x')^beta; d = x'-x; l = d . grad T_y(x); p: the share of training done;            [SAAD]
+# G = KL(T(x+d)-T(x-d)||S(x+d)-S(x-d)); h = 5 (H - min H), H: the entropy of T(x'); r = 1 - h/max h
 class Step:
-    """One batch and the logits [B,K] on it, each pass made when it is first asked for.
-
-    t, t_adv: the teacher on x and x_adv; s, s_adv: the student in train mode; t_nat: the second
-    teacher on x. progress: the share of training that is done. memory: tensors kept between steps.
-    """
+    """One batch and the logits [B,K] on it, each pass made when it is first asked for: t, t_adv of
+    the teacher on x, x_adv; t_nat of MTARD's second one; s, s_adv of the student in train mode.
+    progress: the share of training that is done. memory: tensors kept between steps."""
     def __init__(self, student: nn.Module, teacher: nn.Module | None, x: Tensor, y: Tensor, *,
                  cfg: Config, info: InfoARD | None = None, generators: dict | None = None,
                  teacher_nat: nn.Module | None = None, progress: float = 0.0,
                  memory: dict | None = None):
         self.student, self.teacher, self.teacher_nat = student, teacher, teacher_nat
         self.x, self.y, self.x_adv, self.progress = x, y, x, progress
-        self.cfg, self.info = cfg.resolved(), info
+        self.cfg, self.info, self.maps = cfg.resolved(), info, {}
+        self.alpha, self.beta, self.tau = self.cfg.alpha, self.cfg.beta, self.cfg.temperature
         self.generators, self.memory = generators or {}, {} if memory is None else memory
         self.threat = Threat(cfg.eps, cfg.step_size, self.cfg.steps)
-
-    @cached_property
-    def t(self) -> Tensor:
-        t = predict(self.teacher, self.x)
-        self.t_maps = self.info.teacher_taps.take() if self.info else {}
-        return t
-
-    @cached_property
-    def s_adv(self) -> Tensor:
-        s_adv = full(self.student(self.x_adv))
-        self.s_maps = self.info.student_taps.take() if self.info else {}
-        return s_adv
-
-    s = cached_property(lambda self: full(self.student(self.x)))
+    def tapped(self, whose: str, logits: Tensor) -> Tensor:
+        """Keeps the feature maps of the pass that made these logits."""
+        if self.info:
+            self.maps[whose] = getattr(self.info, whose).take()
+        return logits
+    t = cached_property(lambda self: self.tapped("teacher_taps", predict(self.teacher, self.x)))
     t_adv = cached_property(lambda self: predict(self.teacher, self.x_adv))
     t_nat = cached_property(lambda self: predict(self.teacher_nat, self.x))
-
+    s = cached_property(lambda self: full(self.student(self.x)))
+    s_adv = cached_property(
+        lambda self: self.tapped("student_taps", full(self.student(self.x_adv))))
     def kl(self, p: Tensor, q: Tensor, tau: float = 1.0, weight: Tensor | float = 1.0) -> Tensor:
         """tau^2 KL of logits at temperature tau, weighted [B], averaged; see --kl-reduction."""
         classes = p.shape[1] if self.cfg.kl_reduction == "mean" else 1
         return tau ** 2 * (weight * kl(p, q, tau)).mean() / classes
-
     def attack(self, objective: Callable, init: str = "uniform") -> None:
         """Sets x_adv: the one pgd of all frameworks, with a strength per instance under InfoARD."""
         cfg, info = self.cfg, self.info
@@ -606,68 +561,57 @@ class Step:
         with frozen_eval(self.student, self.teacher):
             self.x_adv = pgd(objective, self.x, threat=self.threat, init=init,
                              generator=self.generators.get("attack"))
-
     def loss(self) -> Tensor:
         """The framework's loss plus InfoARD's, on the same passes."""
         name = self.cfg.framework
-        lacks = name in NEED_TEACHER and self.teacher is None or \
-            name == "mtard" and self.teacher_nat is None
-        require(not lacks, f"framework {name} needs a teacher, and mtard a natural one too")
+        require(self.teacher or name not in NEED_TEACHER, f"framework {name} needs a teacher")
+        require(self.teacher_nat or name != "mtard", "framework mtard needs a teacher_nat")
         loss = lookup(FRAMEWORKS, name, "framework")(self)
         if self.info and self.info.weights:
             _ = self.t, self.s_adv  # made here if the framework made no such pass
-            loss = loss + self.info.loss(self.s_maps, self.t_maps)
-        if self.info:  # no graph may outlive its step
-            self.info.student_taps.take(), self.info.teacher_taps.take()
+            loss = loss + self.info.loss(self.maps["student_taps"], self.maps["teacher_taps"])
         return loss
 
 def natural(step: Step) -> Tensor:
-    """No defence: the control that every robust number is held against."""
     return F.cross_entropy(step.s, step.y)
 
 def at(step: Step) -> Tensor:
-    """Adversarial training."""
     step.attack(ce_objective(step.student, step.y))
     return F.cross_entropy(step.s_adv, step.y)
 
 def trades(step: Step) -> Tensor:
-    """TRADES; S(x) in the outer KL is not detached, as published."""
     target = predict(step.student, step.x)
     step.attack(kl_objective(step.student, target), init="normal")
-    return F.cross_entropy(step.s, step.y) + step.cfg.beta * step.kl(step.s, step.s_adv)
+    # S(x) is not detached, as published. differs: released code passes x twice (batch norm)
+    return F.cross_entropy(step.s, step.y) + step.beta * step.kl(step.s, step.s_adv)
 
 def ard(step: Step) -> Tensor:
-    """Adversarially robust distillation, by a teacher that sees clean images alone."""
-    # differs: released code divides KL by K, attacks in train mode, loses its second lr drop
-    alpha = step.cfg.alpha
+    # differs: released code divides KL by K (--kl-reduction mean), attacks in train mode, always
+    # passes x too (batch norm) and loses its second lr drop
     step.attack(ce_objective(step.student, step.y))
-    loss = alpha * step.kl(step.t, step.s_adv, step.cfg.temperature)
-    return loss if alpha == 1 else loss + (1 - alpha) * F.cross_entropy(step.s, step.y)
+    loss = step.alpha * step.kl(step.t, step.s_adv, step.tau)
+    return loss if step.alpha == 1 else loss + (1 - step.alpha) * F.cross_entropy(step.s, step.y)
 
 def rslad(step: Step) -> Tensor:
-    """Robust soft labels in both problems."""
     # differs: released code divides KL by K (--kl-reduction mean)
-    alpha = step.cfg.alpha
     step.attack(kl_objective(step.student, step.t), init="normal")
-    return alpha * step.kl(step.t, step.s_adv) + (1 - alpha) * step.kl(step.t, step.s)
+    return step.alpha * step.kl(step.t, step.s_adv) + (1 - step.alpha) * step.kl(step.t, step.s)
 
 def iad(step: Step) -> Tensor:
     """IAD-I: the student trusts itself where the teacher is unsure of x'; S(x) is not detached."""
     # differs: released code leaves A out of the first term, and attacks in train mode
-    tau = step.cfg.temperature
     step.attack(ce_objective(step.student, step.y))
-    trust = step.t_adv.softmax(1).gather(1, step.y[:, None]).squeeze(1) ** step.cfg.beta  # [B]
     if step.progress < 0.3:  # epoch 60 of 200
-        return step.kl(step.t, step.s_adv, tau)
-    own = step.kl(step.s, step.s_adv, tau, 1 - trust)
-    return step.kl(step.t, step.s_adv, tau, trust) + own
+        return step.kl(step.t, step.s_adv, step.tau)
+    trust = step.t_adv.softmax(1).gather(1, step.y[:, None]).squeeze(1) ** step.beta  # [B]
+    guided = step.kl(step.t, step.s_adv, step.tau, weight=trust)
+    return guided + step.kl(step.s, step.s_adv, step.tau, weight=1 - trust)
 
 def adaad(step: Step) -> Tensor:
     """AdaAD: the attack follows the gradient through the teacher as well."""
-    alpha = step.cfg.alpha
     step.attack(lambda z, rows=ALL: kl(step.teacher(z), step.student(z)), init="normal")
-    loss = alpha * step.kl(step.t_adv, step.s_adv)
-    return loss if alpha == 1 else loss + (1 - alpha) * step.kl(step.t, step.s)
+    loss = step.alpha * step.kl(step.t_adv, step.s_adv)
+    return loss if step.alpha == 1 else loss + (1 - step.alpha) * step.kl(step.t, step.s)
 
 # w <- w + eta (r_adv/(r_adv + r_nat) - w), r = loss now/loss of the first batch
 def mtard(step: Step) -> Tensor:
@@ -691,7 +635,7 @@ def igdm(step: Step) -> Tensor:
     """IGDM on AdaAD: the student's slope follows the teacher's, more so as training goes on."""
     # differs: p grows with each step, not with each epoch
     step.attack(lambda z, rows=ALL: kl(step.teacher(z), step.student(z)), init="normal")
-    pull = step.cfg.alpha * step.progress * step.kl(*differences(step))
+    pull = step.alpha * step.progress * step.kl(*differences(step))
     return step.kl(step.t_adv, step.s_adv) + pull
 
 def saad(step: Step) -> Tensor:
@@ -706,11 +650,10 @@ def saad(step: Step) -> Tensor:
     step.attack(objective, init="normal")
     h = torch.distributions.Categorical(logits=step.t_adv).entropy()
     h = 5 * (h - h.min())
-    pull = step.cfg.alpha * step.progress * step.kl(*differences(step), weight=h)
+    pull = step.alpha * step.progress * step.kl(*differences(step), weight=h)
     loss = step.kl(step.t_adv, step.s_adv, weight=h) + pull
     rest = 1 - h / h.max().clamp(min=1e-8)
-    beta = step.cfg.beta
-    return loss + beta * step.kl(step.t, step.s, weight=rest) if beta else loss
+    return loss + step.beta * step.kl(step.t, step.s, weight=rest) if step.beta else loss
 
 FRAMEWORKS = dict(natural=natural, at=at, trades=trades, ard=ard, rslad=rslad, iad=iad, adaad=adaad,
                   mtard=mtard, igdm=igdm, saad=saad)
@@ -729,12 +672,10 @@ class Normalize(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.as_tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.as_tensor(std).view(3, 1, 1), persistent=False)
-
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
 
 def conv(c_in: int, c_out: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps the resolution at stride 1."""
     return nn.Conv2d(c_in, c_out, size, stride, size // 2, groups=groups, bias=False)
 
 class BasicBlock(nn.Module):
@@ -745,7 +686,6 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = conv(c, c), nn.BatchNorm2d(c)
         change = (conv(c_in, c, 1, stride), nn.BatchNorm2d(c)) if stride > 1 or c_in != c else ()
         self.shortcut = nn.Sequential(*change)
-
     def forward(self, x: Tensor) -> Tensor:
         f = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(f + self.shortcut(x))
@@ -759,7 +699,6 @@ class PreActBlock(nn.Module):
         self.short = "convShortcut" if wide else "shortcut"
         change = conv(c_in, c, 1, stride) if stride > 1 or c_in != c else None
         setattr(self, self.short, change if wide or not change else nn.Sequential(change))
-
     def forward(self, x: Tensor) -> Tensor:
         f, shortcut = self.act(self.bn1(x)), getattr(self, self.short)
         x = x if shortcut is None else shortcut(f)
@@ -775,7 +714,6 @@ class InvertedBlock(nn.Module):
         self.conv3, self.bn3 = conv(wide, c, 1), nn.BatchNorm2d(c)
         change = (conv(c_in, c, 1), nn.BatchNorm2d(c)) if stride == 1 and c_in != c else ()
         self.shortcut = nn.Sequential(*change)
-
     def forward(self, x: Tensor) -> Tensor:
         f = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
         f = self.bn3(self.conv3(f))
@@ -785,17 +723,14 @@ def stage(block: Callable, c_in: int, c: int, n: int, stride: int) -> nn.Sequent
     """n blocks, the first of which changes width and resolution."""
     return nn.Sequential(block(c_in, c, stride), *(block(c, c, 1) for _ in range(n - 1)))
 
-def in_a_row(width: int, classes: int, size: int, *, head: str = "linear", bias: bool = True,
+def in_a_row(size: int, conv1: nn.Conv2d, *, head: nn.Linear, name: str = "linear",
              **layers: nn.Module) -> nn.Sequential:
     """normalise, layers, pool, head: x [B,3,size,size] in [0,1] -> logits [B,K]."""
-    first = dict(normalize=Normalize(), conv1=layers.pop("conv1"))
-    if size >= 64:
-        first["conv1"].stride = (2, 2)
-    if size >= 128:
-        first["shrink"] = nn.MaxPool2d(2)
-    last = {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(),
-            head: nn.Linear(width, classes, bias)}
-    return nn.Sequential(OrderedDict(first | layers | last))
+    conv1.stride = (2, 2) if size >= 64 else conv1.stride
+    shrink = dict(shrink=nn.MaxPool2d(2)) if size >= 128 else {}
+    return nn.Sequential(OrderedDict(
+        normalize=Normalize(), conv1=conv1, **shrink, **layers,
+        avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), **{name: head}))
 
 def resnet(classes: int = 10, size: int = 32, blocks=(2, 2, 2, 2), preact: bool = False,
            final_bn: bool = True) -> nn.Sequential:
@@ -803,11 +738,9 @@ def resnet(classes: int = 10, size: int = 32, blocks=(2, 2, 2, 2), preact: bool 
     block = PreActBlock if preact else BasicBlock
     layers = {f"layer{i + 1}": stage(block, max(64, 32 << i), 64 << i, n, 1 + (i > 0))
               for i, n in enumerate(blocks)}
-    if not preact:
-        layers = dict(bn1=nn.BatchNorm2d(64), relu=nn.ReLU()) | layers
-    elif final_bn:
-        layers |= dict(bn=nn.BatchNorm2d(512), relu=nn.ReLU())
-    return in_a_row(512, classes, size, conv1=conv(3, 64), **layers)
+    first = {} if preact else dict(bn1=nn.BatchNorm2d(64), relu=nn.ReLU())
+    last = dict(bn=nn.BatchNorm2d(512), relu=nn.ReLU()) if preact and final_bn else {}
+    return in_a_row(size, conv(3, 64), **first, **layers, **last, head=nn.Linear(512, classes))
 
 def wide_resnet(classes: int = 10, size: int = 32, depth: int = 34, width: int = 10,
                 act: str = "relu", bias: bool = True) -> nn.Sequential:
@@ -817,26 +750,25 @@ def wide_resnet(classes: int = 10, size: int = 32, depth: int = 34, width: int =
     layers = {f"block{i}": nn.Sequential(OrderedDict(
         layer=stage(block, c[i - 1], c[i], n, 1 + (i > 1)))) for i in (1, 2, 3)}
     layers |= dict(bn1=nn.BatchNorm2d(c[3]), act=nn.ReLU() if act == "relu" else nn.SiLU())
-    return in_a_row(c[3], classes, size, head="fc", bias=bias, conv1=conv(3, 16), **layers)
+    return in_a_row(size, conv(3, 16), **layers, head=nn.Linear(c[3], classes, bias), name="fc")
 
 def mobilenet_v2(classes: int = 10, size: int = 32) -> nn.Sequential:
-    """MobileNetV2 with CIFAR strides."""
     blocks, c_in = [], 32
     for expansion, c, n, stride in ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2),
                                     (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)):
         blocks += stage(partial(InvertedBlock, expansion=expansion), c_in, c, n, stride)
         c_in = c
-    return in_a_row(1280, classes, size, conv1=conv(3, 32), bn1=nn.BatchNorm2d(32), relu1=nn.ReLU(),
+    return in_a_row(size, conv(3, 32), bn1=nn.BatchNorm2d(32), relu1=nn.ReLU(),
                     layers=nn.Sequential(*blocks), conv2=conv(320, 1280, 1),
-                    bn2=nn.BatchNorm2d(1280), relu2=nn.ReLU())
+                    bn2=nn.BatchNorm2d(1280), relu2=nn.ReLU(), head=nn.Linear(1280, classes))
 
 def tiny(classes: int = 10, size: int = 32, width: int = 16) -> nn.Sequential:
     """Four convolutions, for the demo, for tests and for constrained hardware."""
     def layer(c_in, stride):
         return nn.Sequential(conv(c_in, 2 * c_in, 3, stride), nn.BatchNorm2d(2 * c_in), nn.ReLU())
-    return in_a_row(8 * width, classes, size, conv1=conv(3, width, 3, 2), bn1=nn.BatchNorm2d(width),
-                    relu=nn.ReLU(), layer1=layer(width, 2), layer2=layer(2 * width, 2),
-                    layer3=layer(4 * width, 1))
+    return in_a_row(size, conv(3, width, 3, 2), bn1=nn.BatchNorm2d(width), relu=nn.ReLU(),
+                    layer1=layer(width, 2), layer2=layer(2 * width, 2), layer3=layer(4 * width, 1),
+                    head=nn.Linear(8 * width, classes))
 
 MODELS = dict(resnet18=resnet, preact_resnet18=partial(resnet, preact=True), wrn_34_10=wide_resnet,
               mobilenet_v2=mobilenet_v2, tiny=tiny, tiny_wide=partial(tiny, width=32))
@@ -857,10 +789,9 @@ def load_tensors(path: str | Path) -> dict:
     require(Path(path).is_file(), f"no checkpoint file at {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken file makes the unpickler raise
-        reason = "holds code, not only tensors: save its state_dict() alone" \
-            if "GLOBAL" in str(error) else "is truncated or not a PyTorch file: get it again"
-        raise InfoardError(f"{path} {reason}") from None
+    except Exception:  # whatever a broken file makes the unpickler raise
+        raise InfoardError(f"{path} is truncated or no PyTorch file, or it holds code: get it "
+                           "again, or save its state_dict() alone") from None
     require(isinstance(state, dict), f"{path} holds no state dict but a {type(state).__name__}")
     return state
 
@@ -878,27 +809,21 @@ def unwrap(state: dict) -> tuple[dict[str, Tensor], list[Tensor]]:
 
 def infer_arch(state: dict[str, Tensor]) -> tuple[str, dict]:
     """(name, options) of the net that bare weights belong to."""
-    def count(pattern):
-        return len({m[1] for k in state if (m := re.match(pattern, k))})
-    if "block1.layer.0.conv1.weight" in state:
-        depth, width = count(r"block1\.layer\.(\d+)"), len(state["block1.layer.0.bn2.weight"])
-        return f"wrn_{6 * depth + 4}_{width // 16}", dict(bias="fc.bias" in state)
-    if "layer4.0.conv2.weight" in state and "linear.weight" in state:
-        options = dict(blocks=[count(rf"layer{i}\.(\d+)") for i in (1, 2, 3, 4)])
-        if "bn1.weight" in state:
-            return "resnet18", options
-        return "preact_resnet18", options | dict(final_bn="bn.weight" in state)
+    blocks = [len(fnmatch.filter(state, f"layer{i}.*.conv2.weight")) for i in (1, 2, 3, 4)]
+    if first := fnmatch.filter(state, "block1.layer.*.conv2.weight"):
+        width = len(state[first[0]]) // 16
+        return f"wrn_{6 * len(first) + 4}_{width}", dict(bias="fc.bias" in state)
+    if all(blocks) and "linear.weight" in state:
+        name = "resnet18" if "bn1.weight" in state else "preact_resnet18"
+        return name, dict(blocks=blocks, final_bn="bn.weight" in state)
     if "layers.16.conv3.weight" in state:
         return "mobilenet_v2", {}
     if "layer3.0.weight" in state:
         return "tiny", dict(width=len(state["conv1.weight"]))
-    family = "torchvision's ResNet" if "layer1.0.conv1.weight" in state else \
-        "DeepMind's nets" if "logits.weight" in state else "a net unknown here"
-    raise InfoardError(f"holds weights of {family} (first key {next(iter(state), None)!r}): use "
-                       "robustbench:ID or module:factory, which bring the net itself")
+    raise InfoardError(f"holds weights of a net unknown here (first key {next(iter(state), None)!r}"
+                       "; torchvision's? DeepMind's?): use robustbench:ID or module:factory")
 
-def load_weights(path: str | Path, arch: str | None = None, size: int = 32,
-                 norm: str = "none") -> nn.Module:
+def load_weights(path: str | Path, arch="", size: int = 32, norm: str = "none") -> nn.Module:
     """A net from any state-dict file: unwrapped, architecture from the keys, strictly loaded."""
     file = load_tensors(path)
     state, normaliser = unwrap(file)
@@ -919,10 +844,8 @@ def load_weights(path: str | Path, arch: str | None = None, size: int = 32,
 def load_teacher(path_or_id: str, arch: str | None = None, num_classes: int | None = None, *,
                  size: int = 32, norm: str = "none", dataset: str = "cifar10",
                  device: str | torch.device = "cpu") -> nn.Module:
-    """A frozen net in eval mode, from a file, robustbench:ID or module:factory.
-
-    What keys do not tell must be said: norm (of NORMS), arch "wrn_28_10_silu"; see check_teacher.
-    """
+    """A frozen net in eval mode, from a file, robustbench:ID or module:factory. What keys do not
+    tell must be said: norm (of NORMS), arch "wrn_28_10_silu"; see check_teacher."""
     module, _, name = path_or_id.partition(":")
     try:
         if not name or Path(path_or_id).exists():
@@ -936,8 +859,6 @@ def load_teacher(path_or_id: str, arch: str | None = None, num_classes: int | No
         require(isinstance(net, nn.Module), f"{path_or_id} gives {type(net)}, no nn.Module")
         net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         z = predict(net, torch.full((2, 3, size, size), 0.5, device=device))  # [2, K]
-    except InfoardError:
-        raise
     except Exception as error:  # whatever foreign code raises
         raise InfoardError(f"teacher {path_or_id}: {str(error) or type(error).__name__}") from None
     require(num_classes in (z.shape[1], None),
@@ -964,147 +885,131 @@ def render_shapes(train: int = 10_000, test: int = 2_000, size: int = 32, seed: 
     """The built-in set, a shape per image, from easy (large, clear) to hard (small, faint)."""
     g, n = torch.Generator().manual_seed(seed), train + test
     labels = torch.arange(n) % len(SHAPES)
-    lobes = torch.tensor(list(SHAPES.values()))[labels].view(n, 1, 1)
-    hard, turn, cx, cy = torch.rand(4, n, 1, 1, generator=g).unbind()
+    kind = labels.view(n, 1, 1, 1)
+    lobes = torch.tensor(list(SHAPES.values()))[kind]
+    hard, turn, cx, cy = torch.rand(4, n, 1, 1, 1, generator=g).unbind()
     grid = (torch.arange(size) + 0.5) / size * 2 - 1
-    x, y = grid.view(1, 1, -1) - 0.5 * (cx - 0.5), grid.view(1, -1, 1) - 0.5 * (cy - 0.5)
+    x, y = grid - 0.5 * (cx - 0.5), grid[:, None] - 0.5 * (cy - 0.5)
     outline = 1 + 0.35 * (lobes > 0) * torch.cos(lobes * (torch.atan2(y, x) + turn - 0.5))
-    depth = outline - (x * x + y * y).sqrt() / (0.6 - 0.2 * hard)  # [N,H,W], positive inside
-    hollow = (labels >= len(SHAPES) // 2).view(n, 1, 1)
-    ink = torch.sigmoid(12 * torch.where(hollow, 0.2 - (depth - 0.1).abs(), depth)).unsqueeze(1)
-    hard, tint = hard.view(n, 1, 1, 1), torch.rand(2, n, 3, 1, 1, generator=g)
+    depth = outline - (x * x + y * y).sqrt() / (0.6 - 0.2 * hard)  # [N,1,H,W], positive inside
+    depth = torch.where(kind < len(SHAPES) // 2, depth, 0.2 - (depth - 0.1).abs())  # hollow
+    ink, tint = torch.sigmoid(12 * depth), torch.rand(2, n, 3, 1, 1, generator=g)
     noise = (0.02 + 0.06 * hard) * torch.randn(n, 3, size, size, generator=g)
     images = 0.05 + 0.3 * tint[0] + (0.75 - 0.5 * hard) * (0.5 + 0.5 * tint[1]) * ink + noise
     images = (images.clamp(0, 1) * 255).round().byte().contiguous(memory_format=torch.channels_last)
     return Data(images[:train], labels[:train], images[train:], labels[train:], list(SHAPES))
 
-PLACES = dict(  # the folder below --data-dir, its archive, something that is in it
-    cifar10=("cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1"),
-    cifar100=("cifar-100-python", "cifar-100-python.tar.gz", "train"),
-    svhn=("", "", "train_32x32.mat"), folder=("", "", "train"),
-    tinyimagenet=("tiny-imagenet-200", "tiny-imagenet-200.zip", "train"))
+PLACES = dict(  # archive or files, folder, something in it, torchvision's names of its parts
+    cifar10=("cifar-10-python.tar.gz", "cifar-10-batches-py", "data_batch_1", (True, False)),
+    cifar100=("cifar-100-python.tar.gz", "cifar-100-python", "train", (True, False)),
+    svhn=("train_32x32.mat and test_32x32.mat", "", "train_32x32.mat", ("train", "test")),
+    tinyimagenet=("tiny-imagenet-200.zip", "tiny-imagenet-200", "train", ()),
+    folder=("train and test", "", "train", ()))
 DATASETS = ("shapes", *PLACES)
 
-def fingerprint(place: Path) -> str:
-    """Changes with the names, sizes and times of the files at or below a place."""
-    files = sorted(Path(d, f) for d, _, names in os.walk(place) for f in names) or [place]
-    text = "".join(f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}\n" for f in files)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-@contextlib.contextmanager
-def made_whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name only when it is complete."""
-    part = Path(f"{folder}.part{os.getpid()}")
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if not folder.exists():  # another process was first
-            part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+def cached(cache: Path, name: str, source: Path, fill: Callable) -> Path:
+    """The folder that fill(source, folder) makes, once for each state of the files in source."""
+    files = sorted(Path(d, f) for d, _, names in os.walk(source) for f in names) or [source]
+    state = "".join(f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}\n" for f in files)
+    folder = cache / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
+    if not folder.exists():
+        part = Path(f"{folder}.part{os.getpid()}")
+        part.mkdir(parents=True)
+        try:
+            fill(source, part)
+            if not folder.exists():  # another process was first
+                part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return folder
 
 def locate(name: str, root: Path, cache: Path) -> Path | None:
     """The folder of a data set: root is its parent, the folder itself, its archive, or has that."""
-    inner, archive, key = PLACES[name]
+    archive, inner, key, _ = PLACES[name]
     for place in [root / inner, root] + (sorted(root.glob("*/")) if name == "folder" else []):
         if (place / key).exists():
             return place
     archive = root if root.is_file() else root / archive
     if not archive.is_file():
         return None
-    target = cache / f"{archive.name}-{fingerprint(archive)}"
-    if not target.exists():
-        with made_whole(target) as part:
-            safe = dict(filter="data") if ".tar" in archive.name else {}
-            shutil.unpack_archive(archive, part, **safe)
-    return locate(name, target, cache)
+    unpack = partial(shutil.unpack_archive, filter=None if archive.suffix == ".zip" else "data")
+    return locate(name, cached(cache, archive.name, archive, unpack), cache)
 
 def read_arrays(name: str, place: Path) -> Data:
     """CIFAR-10, CIFAR-100 or SVHN by torchvision; re-packed files are welcome."""
     from torchvision import datasets
-    kind = dict(cifar10=datasets.CIFAR10, cifar100=datasets.CIFAR100, svhn=datasets.SVHN)[name]
-    lenient = type(name, (kind,), dict(
-        _check_integrity=lambda self: True, base_folder=place.name,
-        meta=getattr(kind, "meta", {}) | dict(md5=None)))
-    if name == "svhn":
-        parts = [lenient(place, split=split) for split in ("train", "test")]
-        arrays, classes = [(p.data.transpose(0, 2, 3, 1), p.labels) for p in parts], range(10)
-    else:
-        parts = [lenient(place.parent, train=part) for part in (True, False)]
-        arrays, classes = [(p.data, p.targets) for p in parts], parts[0].classes
-    (x, y), (x_test, y_test) = [(torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2),
-                                 torch.as_tensor(y, dtype=torch.long)) for x, y in arrays]
-    return Data(x, y, x_test, y_test, list(map(str, classes)), flip=name != "svhn")
+    kind, arrays = getattr(datasets, name.upper()), []
+    lenient = type(name, (kind,), dict(_check_integrity=lambda self: True, base_folder="",
+                                       meta=getattr(kind, "meta", {}) | dict(md5=None)))
+    for part in PLACES[name][3]:
+        found = lenient(place, part)
+        x = found.data.transpose(0, 2, 3, 1) if name == "svhn" else found.data  # [N,H,W,3]
+        y = found.labels if name == "svhn" else found.targets
+        arrays.append(torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2))
+        arrays.append(torch.as_tensor(y, dtype=torch.long))
+    classes = list("0123456789") if name == "svhn" else list(map(str, found.classes))
+    return Data(*arrays, classes, flip=name != "svhn")
 
-def read_folder(place: Path, size: int, cache: Path) -> Data:
+def read_folder(name: str, place: Path, size: int, cache: Path) -> Data:
     """Images in train/ and test/ or val/, or Tiny-ImageNet's, memory-mapped from cache."""
-    names = ["x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy"]
-    if not cache.exists():
-        from torchvision.datasets import ImageFolder
-        train, notes = ImageFolder(place / "train"), place / "val" / "val_annotations.txt"
-        if notes.exists() and (place / "val" / "images").is_dir():
-            truth = [line.split("\t")[:2] for line in notes.read_text().splitlines()]
-            test = [(place / "val" / "images" / f, train.class_to_idx[k]) for f, k in truth]
-        else:
-            known = [p for p in ("test", "val") for k in train.classes if (place / p / k).is_dir()]
-            require(known, f"{place} has neither test/ nor val/ with the classes of train/")
-            other = ImageFolder(place / known[0])
-            test = [(f, train.class_to_idx[other.classes[k]]) for f, k in other.samples]
-        with made_whole(cache) as part:
-            for x, y, samples in ((*names[:2], train.samples), (*names[2:], test)):
-                decode([f for f, _ in samples], size, part / x)
-                np.save(part / y, np.array([k for _, k in samples], np.int64))
-            save(part / "classes.json", train.classes)
-    x, y, x_test, y_test = (torch.from_numpy(np.load(cache / n, mmap_mode="c")) for n in names)
-    classes = json.loads((cache / "classes.json").read_text())
-    return Data(x.permute(0, 3, 1, 2), y, x_test.permute(0, 3, 1, 2), y_test, classes)
+    folder = cached(cache, f"{name}-{size}", place, partial(decode, size=size))
+    x_train, x_test = (torch.from_numpy(np.load(folder / f"{part}.npy", mmap_mode="c"))
+                       .permute(0, 3, 1, 2) for part in ("train", "test"))
+    return Data(x_train=x_train, x_test=x_test, **load_tensors(folder / "labels.pt"))
 
-def decode(files: list, size: int, path: Path) -> None:
-    """Image files as uint8 [N,H,W,3] in a .npy file, in `size` pixels or those of the first."""
+def decode(place: Path, to: Path, size: int) -> None:
+    """Image files as uint8 [N,H,W,3] in .npy files, in `size` pixels or those of the first."""
     from PIL import Image, ImageOps
-    width, height = (size, size) if size else Image.open(files[0]).size
-    store = np.lib.format.open_memmap(path, "w+", np.uint8, (len(files), height, width, 3))
-    for i, file in enumerate(progress_bar(files, "decoding")):
+    from torchvision.datasets import ImageFolder
+    train, val = ImageFolder(place / "train"), place / "val"
+    if (val / "images").is_dir() and (val / "val_annotations.txt").exists():
+        lines = (val / "val_annotations.txt").read_text().splitlines()
+        truth = [line.split("\t")[:2] for line in lines]
+        test = [(val / "images" / f, train.class_to_idx[k]) for f, k in truth]
+    else:
+        known = [p for p in ("test", "val") for k in train.classes if (place / p / k).is_dir()]
+        require(known, f"{place} has neither test/ nor val/ with the classes of train/")
+        other = ImageFolder(place / known[0])
+        test = [(f, train.class_to_idx[other.classes[k]]) for f, k in other.samples]
+    labels = dict(classes=train.classes)
+    for part, samples in dict(train=train.samples, test=test).items():
+        labels[f"y_{part}"] = torch.tensor([k for _, k in samples])
+        width, height = (size, size) if size else Image.open(samples[0][0]).size
+        shape = len(samples), height, width, 3
+        store = np.lib.format.open_memmap(to / f"{part}.npy", "w+", np.uint8, shape)
         try:
-            image = Image.open(file).convert("RGB")
+            for i, (file, _) in enumerate(progress_bar(samples, "decoding")):
+                store[i] = ImageOps.fit(Image.open(file).convert("RGB"), (width, height))
         except (OSError, SyntaxError) as error:
             raise InfoardError(f"image {file} is corrupt ({error}): replace or delete it") from None
-        store[i] = image if image.size == (width, height) else ImageOps.fit(image, (width, height))
+    save(to / "labels.pt", labels)
 
 def load_dataset(name: str, data_dir: str | Path = "data", *, download: bool = True,
                  image_size: int = 0, cache: str | Path = "runs/cache") -> Data:
-    """A data set of DATASETS as uint8 tensors; data_dir: its parent, its folder or its archive."""
+    """A data set by name as uint8 tensors; data_dir: its parent, its folder or its archive."""
     if lookup(DATASETS, name, "data set") == "shapes":
         return render_shapes()
-    root, cache, place, reason = Path(data_dir), Path(cache), data_dir, ""
+    root, cache, (archive, inner, _, parts) = Path(data_dir), Path(cache), PLACES[name]
     try:
-        from torchvision import datasets
         place = locate(name, root, cache)
         if place is None and download and name != "folder":
+            from torchvision import datasets
             print(f"downloading {name} to {root}")
-            get, tiny = datasets.utils.download_and_extract_archive, PLACES["tinyimagenet"][1]
-            both = "train", "test"
-            try:
-                dict(cifar10=lambda: datasets.CIFAR10(root, download=True),
-                     cifar100=lambda: datasets.CIFAR100(root, download=True),
-                     svhn=lambda: [datasets.SVHN(root, s, download=True) for s in both],
-                     tinyimagenet=lambda: get(f"http://cs231n.stanford.edu/{tiny}", root))[name]()
-                place = locate(name, root, cache)
-            except (OSError, RuntimeError) as error:
-                reason = f", and it cannot be downloaded ({error})"
-        inner, archive, key = PLACES[name]
-        what = f"{archive} or {inner}/" if inner else f"{key} and {key.replace('train', 'test')}"
-        require(place, f"no {name} in {root}{reason}: put {what} there, or name its --data-dir")
-        if name in ("folder", "tinyimagenet"):
-            key = f"{name}{image_size}-{fingerprint(place)}"
-            return read_folder(place, image_size, cache / key)
-        return read_arrays(name, place)
-    except ImportError as error:
-        raise InfoardError(f"{name} needs {error.name}: pip install {error.name}") from None
-    except Exception as error:  # whatever broken files make their readers raise
-        if isinstance(error, InfoardError | PermissionError) or "No space" in str(error):
+            for part in parts:
+                getattr(datasets, name.upper())(root, part, download=True)
+            if name == "tinyimagenet":
+                url = f"http://cs231n.stanford.edu/{archive}"
+                datasets.utils.download_and_extract_archive(url, root)
+            place = locate(name, root, cache)
+        require(place, "nothing is there")
+        read = read_arrays if parts else partial(read_folder, size=image_size, cache=cache)
+        return read(name, place)
+    except Exception as error:  # whatever broken files and networks make their readers raise
+        if isinstance(error, PermissionError | ImportError) or "No space" in str(error):
             raise
-        raise InfoardError(f"{place} is incomplete or corrupt ({error}): get it again") from None
+        what = f"{archive} or {inner}/" if inner else archive
+        raise InfoardError(f"no usable {name} in {root} ({error}): put {what} there, or name its "
+                           "--data-dir") from None
 
 def class_balanced(y: Tensor, n: int) -> Tensor:
     """Sorted indices of n images, spread evenly over the classes; always the same ones."""
@@ -1121,19 +1026,17 @@ def to_float(x: Tensor, device: str | torch.device) -> Tensor:
 
 def augment(x: Tensor, generator: torch.Generator, pad: int = 4, flip: bool = True) -> Tensor:
     """Random crop after zero padding, random mirror image; all at once: [B,C,H,W] -> like x."""
-    (b, _, h, w), device = x.shape, x.device
+    b, _, h, w = x.shape
     down, right = torch.randint(0, 2 * pad + 1, (2, b, 1), generator=generator)
     mirror = (torch.rand(b, 1, generator=generator) < 0.5) & flip
-    columns = torch.arange(w).expand(b, w)
-    columns = (right + torch.where(mirror, columns.flip(1), columns)).to(device)  # [B, W]
-    rows = (down + torch.arange(h)).to(device)  # [B, H]
-    picture = torch.arange(b, device=device)[:, None, None]
-    x = F.pad(x, (pad,) * 4)[picture, :, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
-    return x.permute(0, 3, 1, 2)
+    rows = down + torch.arange(h)  # [B, H]
+    columns = right + torch.where(mirror, torch.arange(w).flip(0), torch.arange(w))  # [B, W]
+    places = torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]
+    picture, rows, columns = (place.to(x.device) for place in places)
+    return F.pad(x, (pad,) * 4)[picture, :, rows, columns].permute(0, 3, 1, 2)
 
 # ==== 9. Evaluation ===============================================================================
-def correct(net: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, size: int = 256,
-            text: str = "") -> Tensor:
+def correct(net: nn.Module, x: Tensor, y: Tensor, attack=None, size=256, text="") -> Tensor:
     """Which samples are classified right, bool [N] on the CPU, after attack(net, x, y) if given."""
     device, hits = next(net.parameters()).device, [torch.zeros(0, dtype=torch.bool)]
     with frozen_eval(net):
@@ -1144,10 +1047,9 @@ def correct(net: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None
     return torch.cat(hits)
 
 def percent(hits: Tensor) -> float:
-    """The share of true values, in per cent."""
     return round(100 * hits.double().mean().item(), 2)
 
-def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int) -> float:
+def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int) -> None:
     """Clean accuracy in per cent beside the published one; one below twice chance stops the run."""
     accuracy, plain = percent(correct(net, x, y)), name.lower().replace("-", "_")
     known = [f", published {v}" for k, v in PUBLISHED.items() if k.lower() in plain][:classes == 10]
@@ -1155,7 +1057,6 @@ def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int)
     least = min(200 / classes, 50 + 50 / classes)
     require(accuracy > least, f"teacher {name} has clean accuracy {accuracy}, chance is "
             f"{100 / classes:.1f}: wrong file or class order, --teacher-norm or --teacher-epochs")
-    return accuracy
 
 ATTACKS = dict(  # the attack, its step in units of eps (2/255 and 0.003 at 8/255), its steps
     fgsm=(pgd_ce, 1, 1), pgd_sat=(pgd_ce, 1 / 4, 20), pgd_trades=(pgd_ce, 0.003 * 255 / 8, 20),
@@ -1171,10 +1072,9 @@ def standard(name: str, eps: float, g: torch.Generator) -> Callable:
 
 def autoattack(net: nn.Module, eps: float, seed: int, classes: int) -> Callable:
     """attack(part, net, x, y), for the parts of AutoAttack [AA]."""
-    tool = need("pyautoattack", "AutoAttack (apgd and aa in --attacks)").AutoAttack
-    aa = tool(net, eps=eps, norm="Linf", seed=seed, device=next(net.parameters()).device)
+    from pyautoattack import AutoAttack
+    aa = AutoAttack(net, eps=eps, norm="Linf", seed=seed, device=next(net.parameters()).device)
     aa.apgd_targeted.n_target_classes = aa.fab.n_target_classes = min(9, classes - 1)
-
     def attack(part, net, x, y):
         aa.attacks_to_run = [part]
         return aa.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))[0]
@@ -1182,36 +1082,30 @@ def autoattack(net: nn.Module, eps: float, seed: int, classes: int) -> Callable:
 
 def interval(share: float, n: int) -> list[float]:
     """Wilson's 95% interval of a share of n samples, in per cent."""
-    z = 1.96
-    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    ends = share + z * z / (2 * n) - half, share + z * z / (2 * n) + half
-    return [round(100 * end / (1 + z * z / n), 2) for end in ends]
+    z = 1.96 / math.sqrt(n)
+    half = z * math.sqrt(share * (1 - share) + z * z / 4)
+    return [round(100 * (share + z * z / 2 + d) / (1 + z * z), 2) for d in (-half, half)]
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255,
              attacks: str = "clean,fgsm,pgd,cw,apgd", batch_size: int = 256,
              classes: int | None = None, seed: int = 0) -> dict:
     """Accuracies in per cent under L-infinity attacks of radius eps; x [N,C,H,W] uint8 or in [0,1].
-
     A sample is robust if it is right on x and on x'. pgd: PGD-20 with steps of 2/255 (sat), 0.003
     (trades); cw: CW_inf, 30 steps; apgd: AutoAttack's APGD-CE and APGD-T; aa: all of it; worst: all
-    that was run; worst_class: its weakest class; ci95: Wilson's; warnings: of masked gradients.
-    """
+    that was run; worst_class: its weakest class; ci95: Wilson's; warnings: of masked gradients."""
     wanted = [w.strip() for w in attacks.split(",")]
     names = [name for w in wanted for name in lookup(ASKED, w, "attack")]
     require(len(x) and (x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1),
             "evaluate needs images in [0, 1]: normalise inside the model")
     classes, clean = classes or int(y.max()) + 1, correct(model, x, y, None, batch_size)
     g = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-
     def still_right(before: Tensor, attack: Callable, text: str = "") -> Tensor:
         after = before.clone()  # who is lost stays lost
         after[before] = correct(model, x[before], y[before], attack, batch_size, text)
         return after
     right = {name: still_right(clean, standard(name, eps, g), name) for name in names}
-    far = torch.zeros(1)
-    if "pgd" in wanted:
-        some = clean.nonzero().squeeze(1)[::int(clean.sum()) // 256 + 1]
-        far = correct(model, x[some], y[some], standard("pgd_sat", 64 / 255, g), batch_size)
+    some = clean.nonzero().squeeze(1)[::int(clean.sum()) // 256 + 1] if "pgd" in wanted else []
+    far = correct(model, x[some], y[some], standard("pgd_sat", 64 / 255, g), batch_size)
     if {"apgd", "aa"} & set(wanted):
         parts = ["apgd-ce"] + ["apgd-t"] * (classes > 3)  # the targeted loss needs four classes
         parts += ["fab-t", "square"] * ("aa" in wanted)
@@ -1242,41 +1136,37 @@ def summary(right: dict[str, Tensor], y: Tensor, classes: int, far: float = 0.0)
 # ==== 10. Checkpoints and training ================================================================
 def pick_device(name: str) -> torch.device:
     """A device that is there; auto: CUDA if possible."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.zeros(1, device=name).device
+        return torch.zeros(1, device=auto if name == "auto" else name).device
     except (RuntimeError, AssertionError):
         raise InfoardError(f"device {name!r} is not available here: --device cpu or auto") from None
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """The half precision to train in; auto: bf16 where the hardware multiplies it, else none."""
-    if amp == "auto":
-        bf16 = dict(cuda=partial(torch.cuda.is_bf16_supported, including_emulation=False),
-                    cpu=torch.cpu._is_avx512_bf16_supported)
-        return torch.bfloat16 if bf16.get(device.type, bool)() else None
-    return dict(bf16=torch.bfloat16, fp16=torch.float16, off=None)[amp]
+    fast = dict(cuda=partial(torch.cuda.is_bf16_supported, including_emulation=False),
+                cpu=torch.cpu._is_avx512_bf16_supported).get(device.type, bool)
+    auto = torch.bfloat16 if amp == "auto" and fast() else None
+    return dict(auto=auto, bf16=torch.bfloat16, fp16=torch.float16, off=None)[amp]
 
 class Run:
     """All that changes during a training, to be saved and brought back whole."""
-    def __init__(self, cfg: Config, data: Data, teacher: nn.Module | None, device: torch.device,
-                 teacher_nat: nn.Module | None = None):
+    def __init__(self, cfg: Config, data: Data, device: torch.device, teacher, teacher_nat=None):
         self.cfg, self.data, self.device = cfg, data, device
         self.teacher, self.teacher_nat = teacher, teacher_nat
         self.eps_top = max(2, cfg.lam_hi) * cfg.eps or 1  # of the histogram
         size, dtype = data.x_train.shape[-1], amp_dtype(cfg.amp, device)
-        self.label = dict(format="infoard-1", config=asdict(cfg), size=size,
-                          classes=data.classes)  # what every checkpoint says of its net
+        self.label = dict(format="infoard-1", config=asdict(cfg), size=size, classes=data.classes)
         with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
             torch.manual_seed(cfg.seed)
             self.student = build_model(cfg.student, len(data.classes), size)
             self.student.to(device, memory_format=torch.channels_last)
             self.ema = cfg.ema and AveragedModel(self.student, use_buffers=True,
                                                  multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
-            self.info = InfoARD(
-                self.student, teacher, image_shape=(3, size, size), asa=cfg.asa, mim=cfg.mim,
-                lam=(cfg.lam_lo, cfg.lam_hi), w_feat=cfg.w_feat, w_att=cfg.w_att, w_rel=cfg.w_rel,
-                dim=cfg.critic_dim, tau=cfg.tau) if cfg.infoard else None
+            same = {k: getattr(cfg, k) for k in ("asa", "mim", "w_feat", "w_att", "w_rel", "tau")}
+            self.info = InfoARD(self.student, teacher, image_shape=(3, size, size), **same,
+                                lam=(cfg.lam_lo, cfg.lam_hi), dim=cfg.critic_dim) \
+                if cfg.infoard else None
         self.evaluated = self.ema.module if self.ema else self.student
         critics = self.info.critics if self.info else nn.ModuleList()
         groups = [dict(params=list(net.parameters())) for net in (self.student, critics)]
@@ -1296,14 +1186,11 @@ class Run:
             self.x = self.x.to(device)
         self.at = dict(epoch=0, position=0, step=0, best=-1.0, best_epoch=0, seconds=0.0,
                        order=self.train, sums={}, memory={}, history=[])
-
     def state(self) -> dict:
         states = {k: part.state_dict() for k, part in self.parts.items()}
         generators = {k: g.get_state() for k, g in self.generators.items()}
         return self.label | states | dict(at=self.at, generators=generators)
-
     def load(self, path: Path) -> None:
-        """Back to the state of a checkpoint."""
         state = load_tensors(path)
         require("at" in state, f"{path} is no checkpoint to go on from: choose another --out")
         for k, part in self.parts.items():
@@ -1314,7 +1201,6 @@ class Run:
         self.at = state["at"]
         for name in ("sums", "memory"):
             self.at[name] = {k: v.to(self.device) for k, v in self.at[name].items()}
-
     def step(self) -> None:
         """One batch: draw, augment, attack, train, add up; no number is read from the device."""
         cfg, at = self.cfg, self.at
@@ -1347,7 +1233,6 @@ class Run:
             eps=eps.sum(), steps=steps.sum(), eps_hist=torch.histc(eps, 40, 0, self.eps_top))
         at["sums"] = {k: at["sums"].get(k, 0) + v for k, v in new.items()}
         at |= dict(position=at["position"] + len(rows), step=at["step"] + 1)
-
     def end_epoch(self, out: Path, seconds: float, images: int) -> dict:
         """Validation, the row of the log, best.pt if it is the best, last.pt."""
         cfg, at, net = self.cfg, self.at, self.evaluated
@@ -1377,20 +1262,18 @@ def test_images(data: Data, n: int | None, device: torch.device) -> tuple[Tensor
     rows = class_balanced(data.y_test, n or len(data.y_test))
     return data.x_test[rows], data.y_test[rows]
 
-def get_teacher(cfg: Config, data: Data, device: torch.device, path: str | None,
-                framework: str) -> nn.Module:
+def get_teacher(cfg: Config, data: Data, device, path: str | None, framework: str) -> nn.Module:
     """The teacher at path, checked; without a path, one is trained by framework and kept."""
     size = data.x_train.shape[-1]
     if path is None:
-        same = "dataset subset val_size image_size eps steps step_size lr amp batch_size".split()
-        recipe = {k: getattr(cfg, k) for k in same} | dict(
+        same = "dataset data_dir subset val_size image_size eps steps step_size lr amp batch_size"
+        recipe = {k: getattr(cfg, k) for k in same.split()} | dict(
             student=cfg.teacher_arch, framework=framework, epochs=cfg.teacher_epochs)
-        place = cfg.data_dir if cfg.dataset == "folder" else ""
-        key = hashlib.sha256(json.dumps([recipe, place]).encode()).hexdigest()[:8]
+        key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
         out = f"runs/teachers/{cfg.dataset}-{cfg.teacher_arch}-{framework}-{key}"
         if not Path(out, "results.json").exists():
             print(f"no teacher named: training one, kept in {out}")
-            here = {k: getattr(cfg, k) for k in ("data_dir", "download", "device", "eval_subset")}
+            here = {k: getattr(cfg, k) for k in ("download", "device", "eval_subset")}
             train(Config(**recipe, **here, out=out, infoard=False, figures=False, resume=True,
                          attacks="clean,pgd"))
         path = f"{out}/best.pt"
@@ -1407,9 +1290,9 @@ def same_settings(old: dict, cfg: Config) -> None:
         require(name in free or old.get(name) == value, f"{cfg.out} was made with --"
                 f"{name.replace('_', '-')} {old.get(name)}, not {value}: choose another --out")
 
-def train(cfg: Config) -> dict:
-    """The whole job: data, teacher, student, evaluation, files in cfg.out. Returns results.json."""
-    cfg = cfg.resolved()
+def train(cfg: Config | None = None, **given) -> dict:
+    """The whole job: data, teacher, student, evaluation, files in cfg.out; gives results.json."""
+    cfg = (cfg or Config(**given)).resolved()
     out, device = Path(cfg.out), pick_device(cfg.device)
     finished, begun = (out / "results.json").exists(), (out / "last.pt").exists()
     if finished or begun:
@@ -1421,8 +1304,8 @@ def train(cfg: Config) -> dict:
     lookup(FRAMEWORKS, cfg.framework, "framework")
     with torch.device("meta"):  # a look at the name before the work begins
         build_model(cfg.student)
-    _ = {"apgd", "aa"} & set(cfg.attacks.split(",")) and need("pyautoattack", "apgd in --attacks")
-    _ = cfg.figures and need("matplotlib", "a figure (or say --no-figures)")
+    _ = re.search("apgd|aa", cfg.attacks) and importlib.import_module("pyautoattack")
+    _ = cfg.figures and importlib.import_module("matplotlib")
     data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
     if not begun:
         file, sha256 = Path(cfg.teacher or ""), hashlib.sha256
@@ -1432,11 +1315,12 @@ def train(cfg: Config) -> dict:
             gpu=torch.cuda.get_device_name() if device.type == "cuda" else None,
             source_sha256=sha256(Path(__file__).read_bytes()).hexdigest(),
             teacher_sha256=sha256(file.read_bytes()).hexdigest() if file.is_file() else None))
-    teacher = (get_teacher(cfg, data, device, cfg.teacher, cfg.teacher_framework)
-               if cfg.infoard or cfg.framework in NEED_TEACHER else None)
-    natural = (get_teacher(cfg, data, device, cfg.teacher_nat, "natural")
-               if cfg.framework == "mtard" else None)
-    run = Run(cfg, data, teacher, device, natural)
+    teacher, natural = None, None
+    if cfg.infoard or cfg.framework in NEED_TEACHER:
+        teacher = get_teacher(cfg, data, device, cfg.teacher, cfg.teacher_framework)
+    if cfg.framework == "mtard":
+        natural = get_teacher(cfg, data, device, cfg.teacher_nat, "natural")
+    run = Run(cfg, data, device, teacher, natural)
     if begun:
         run.load(out / "last.pt")
     at, batches, caught = run.at, math.ceil(len(run.train) / cfg.batch_size), []
@@ -1465,10 +1349,9 @@ def train(cfg: Config) -> dict:
                           f"saved in {out / 'last.pt'}: --resume goes on")
                     raise SystemExit(128 + caught[0])
             row = run.end_epoch(out, max(time.time() - began, 1e-6), len(run.train) - first)
-            terms = "".join(f"{k} {row[k]:.3f}  " for k in ("feat", "att", "rel") if k in row)
-            print(f"epoch {row['epoch']:3d}  lr {row['lr']:.4f}  loss {row['loss']:8.4f}  {terms}"
-                  f"eps {255 * row['eps']:.2f}/255  val clean {row['val_clean']:.2f}  "
-                  f"pgd {row['val_pgd']:.2f}  {row['images_per_s']:.0f} img/s", flush=True)
+            shown = "lr loss feat att rel eps steps val_clean val_pgd images_per_s".split()
+            print(f"epoch {row['epoch']:3d}", *(f"{k} {row[k]:.4g}" for k in shown if k in row),
+                  sep="  ", flush=True)
     return finish(run, out)
 
 def finish(run: Run, out: Path) -> dict:
@@ -1486,13 +1369,13 @@ def finish(run: Run, out: Path) -> dict:
     if cfg.figures:
         few = test_images(run.data, min(256, len(y)), run.device)
         g = torch.Generator(run.device).manual_seed(0)
-        results["over_eps"] = {n: percent(correct(net, *few, standard("pgd_sat", n / 255, g)))
+        results["over_eps"] = {str(n): percent(correct(net, *few, standard("pgd_sat", n / 255, g)))
                                for n in (0, 2, 4, 8, 12, 16, 24, 32, 64)}
         save(out / "sheet.pt", sheet(run, *few))
         save(out / "results.json", results)
-        draw_figures(out)
+        run_figures(out)
     print(report({f"{out.name} {k}": results[k] for k in ("best", "last")}))
-    print(f"files in {out}: results.json, log.jsonl, best.pt, last.pt" + ", figures/" * cfg.figures)
+    print(f"in {out}: results.json, log.jsonl, best.pt, last.pt")
     return results
 
 # ==== 11. Figures and tables ======================================================================
@@ -1504,10 +1387,8 @@ def spread(values: list[float | None]) -> str:
     return f"{np.mean(values):.2f}{deviation}"
 
 def table(cells: dict[str, dict], which: str = "best") -> list[list[str]]:
-    """A header and a line for each cell {name: {seed: {which: result of evaluate}}}.
-
-    gain: of `worst` on the cell named plain beside it, paired by seed. Empty columns are left out.
-    """
+    """A header and a line for each cell {name: {seed: {which: result of evaluate}}}; gain: of
+    `worst` on the cell named plain beside it, paired by seed. Empty columns are left out."""
     lines = [[f"{which} (%)", *METRICS, "gain", "n", "seeds"]]
     for name, runs in cells.items():
         results = {seed: run[which] for seed, run in runs.items() if which in run}
@@ -1524,7 +1405,6 @@ def table(cells: dict[str, dict], which: str = "best") -> list[list[str]]:
     return list(zip(*used, strict=True))
 
 def markdown(lines: list[list[str]]) -> str:
-    """A table as Markdown."""
     width = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines = [lines[0], ["-" * w for w in width], *lines[1:]]
     return "\n".join("| " + " | ".join(map(str.ljust, line, width)) + " |" for line in lines)
@@ -1533,7 +1413,7 @@ def latex(lines: list[list[str]]) -> str:
     """A table as LaTeX, for booktabs."""
     rows = [" & ".join(line).replace("±", r"$\pm$") + r" \\" for line in lines]
     rows = [re.sub("([%_])", r"\\\1", row) for row in rows]
-    start = r"\begin{tabular}{l" + "r" * (len(lines[0]) - 1) + r"} \toprule"
+    start = rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}} \toprule"
     return "\n".join([start, rows[0], r"\midrule", *rows[1:], r"\bottomrule \end{tabular}"])
 
 def report(rows: dict[str, dict]) -> str:
@@ -1562,54 +1442,48 @@ def sheet(run: Run, x: Tensor, y: Tensor, rows: int = 5) -> dict:
     labels = [f"{run.data.classes[k]}\nlead {v:+.2f}" for k, v in zip(y, lead[chosen], strict=True)]
     return dict(x=x.cpu(), x_adv=x_adv.cpu(), labels=labels, maps=maps, eps=eps)
 
-def draw_figures(out: Path) -> list[Path]:
-    """Figures of a finished run as PNG and PDF, from its log, results and sheet alone."""
+def run_figures(path: str | Path) -> None:
+    """Draw a finished run as PNG and PDF, from its log, results and sheet alone."""
+    out, figures = Path(path), {}
     require((out / "results.json").exists(), f"{out} holds no finished run (no results.json)")
-    need("matplotlib", "a figure (or say --no-figures)").use("Agg")
-    plt = need("matplotlib.pyplot", "a figure")
+    import matplotlib.pyplot as plt
+    plt.switch_backend("Agg")
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    results, files = json.loads((out / "results.json").read_text()), []
+    results = json.loads((out / "results.json").read_text())
     (out / "figures").mkdir(exist_ok=True)
     with plt.rc_context({
             "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
             "grid.alpha": 0.25, "legend.frameon": False, "savefig.dpi": 200, "pdf.fonttype": 42,
             "figure.constrained_layout.use": True}):
-        figures = dict(curves=figure_curves(plt, log, results))
-        if "over_eps" in results:
-            figures["strength"] = figure_strength(plt, log, results)
+        figures["curves"] = figure_curves(plt, log, results)
+        if (out / "sheet.pt").exists():
             figures["sheet"] = figure_sheet(plt, **load_tensors(out / "sheet.pt"))
         for name, figure in figures.items():
-            files += [out / "figures" / f"{name}.{kind}" for kind in ("png", "pdf")]
-            figure.savefig(files[-2]), figure.savefig(files[-1])
+            for kind in ("png", "pdf"):
+                figure.savefig(out / "figures" / f"{name}.{kind}")
         plt.close("all")
-    return files
+    print(f"in {out / 'figures'}: {', '.join(figures)}, as png and pdf")
 
 def figure_curves(plt, log: list[dict], results: dict):
-    """Validation accuracy, training loss and mutual information over epochs; dotted: best."""
-    panels = {"validation accuracy (%)": dict(val_clean="clean", val_pgd="PGD-20"),
-              "training loss (nats)": dict(loss="loss"),
-              "mutual information (nats)": dict(feat="features", att="attention")}
-    panels = {title: lines for title, lines in panels.items() if set(lines) & set(log[0])}
-    fig, axes = plt.subplots(1, len(panels), figsize=(2.3 * len(panels), 2.0))
-    for ax, (title, lines) in zip(axes, panels.items(), strict=True):
-        for k in [k for k in lines if k in log[0]]:
-            ax.plot([r["epoch"] for r in log], [r[k] for r in log], label=lines[k])
+    """Over epochs: accuracy (dotted: best), loss, information, the radii; accuracy over eps."""
+    labels = dict(val_clean="clean", val_pgd="PGD-20", loss="", feat="features", att="attention")
+    panels = {"validation accuracy (%)": ["val_clean", "val_pgd"], "training loss (nats)": ["loss"],
+              "mutual information (nats)": [k for k in ("feat", "att") if k in log[0]]}
+    panels, far = {k: v for k, v in panels.items() if v}, results.get("over_eps", {})
+    fig, axes = plt.subplots(1, len(panels) + 2, figsize=(2.1 * len(panels) + 4.4, 1.9))
+    for ax, (title, keys) in zip(axes, panels.items(), strict=False):
+        for k in keys:
+            ax.plot([r["epoch"] for r in log], [r[k] for r in log], label=labels[k])
         ax.set(xlabel="epoch", ylabel=title)
-        ax.legend()
+        _ = len(keys) > 1 and ax.legend()
     axes[0].axvline(results["best"]["epoch"], color="0.5", lw=0.8, ls=":")
-    return fig
-
-def figure_strength(plt, log: list[dict], results: dict):
-    """How often each radius was used in each epoch, and accuracy over the radius of the attack."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(5.2, 2.1))
     share = np.array([r["eps_hist"] for r in log]).T
-    image = left.imshow(100 * share / share.sum(0), aspect="auto", origin="lower", cmap="Blues",
-                        extent=(0.5, len(log) + 0.5, 0, 255 * log[0]["eps_top"]))
-    ticks = range(1, len(log) + 1, len(log) // 8 + 1)
-    left.set(xlabel="epoch", ylabel=r"training radius $\epsilon_i$ (1/255)", xticks=ticks)
-    fig.colorbar(image, ax=left, label="images (%)")
-    right.plot(list(map(int, results["over_eps"])), list(results["over_eps"].values()), "o-", ms=3)
-    right.set(xlabel=r"attack radius $\epsilon$ (1/255)", ylabel="PGD-20 accuracy (%)")
+    image = axes[-2].imshow(100 * share / share.sum(0), aspect="auto", origin="lower", cmap="Blues",
+                            extent=(0.5, len(log) + 0.5, 0, 255 * log[0]["eps_top"]))
+    axes[-2].set(xlabel="epoch", ylabel=r"training radius $\epsilon_i$ (1/255)")
+    fig.colorbar(image, ax=axes[-2], label="images (%)")
+    axes[-1].plot(list(map(int, far)), list(far.values()), "o-", ms=3)
+    axes[-1].set(xlabel=r"attack radius $\epsilon$ (1/255)", ylabel="PGD-20 accuracy (%)")
     return fig
 
 def figure_sheet(plt, x, x_adv, labels, maps, eps):
@@ -1630,43 +1504,8 @@ def figure_sheet(plt, x, x_adv, labels, maps, eps):
 
 # ==== 12. Command line ============================================================================
 def number(text: str) -> float:
-    """8/255 or 0.0314 as a float."""
     above, _, below = text.partition("/")
     return float(above) / (float(below or 1) or math.nan)
-
-def parse(verb: str, argv: list[str], text: str = "", target: str | None = None) -> dict:
-    """The options that were given: those of train and eval are the fields of Config."""
-    parser = argparse.ArgumentParser(f"infoard.py {verb}", description=text, allow_abbrev=False)
-    parser.error = lambda message: require(False, f"{message} (see --help)")
-    if target:
-        parser.add_argument("path", metavar=target)
-    for f in fields(Config) if verb in ("train", "eval") else ():
-        preset = " or ".join(f"{v[f.name]} ({k})" for k, v in PRESETS.items() if f.name in v)
-        default = f"{255 * f.default:.0f}/255" if f.name in ("eps", "step_size") else f.default
-        text = f.metadata["help"] + f"; default: {preset or default}" * bool(preset or default)
-        flag = "--" + f.name.replace("_", "-")
-        options = dict(default=argparse.SUPPRESS, help=text)
-        if f.type is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        else:
-            parser.add_argument(flag, type=number if f.type is float else f.type, **options,
-                                metavar="|".join(f.metadata["choices"]) or f.type.__name__.upper())
-    return vars(parser.parse_args(argv))
-
-def run_sweep(path: str) -> None:
-    """Train a run for each line of options in a file (-: standard input); finished ones stand."""
-    text = sys.stdin.read() if path == "-" else Path(path).read_text()
-    runs = [Config(**parse("train", line.split()), resume=True).resolved()
-            for line in text.splitlines() if line.strip() and line[0] != "#"]
-    failed = []
-    for i, cfg in enumerate(runs):
-        print(f"run {i + 1} of {len(runs)}: {cfg.out}", flush=True)
-        try:
-            train(cfg)
-        except InfoardError as error:  # the others do not depend on it
-            failed.append(f"{cfg.out}: {error}")
-            print("failed,", failed[-1])
-    require(not failed, f"{len(failed)} of {len(runs)} runs failed; the first, {failed[:1]}")
 
 def run_eval(path: str, **given) -> None:
     """Evaluate a checkpoint, ours or a stranger's; with --out DIR, also write DIR/eval.json."""
@@ -1698,10 +1537,10 @@ def run_tables(path: str) -> None:
     require(cells, f"no finished runs (results.json) below {path}")
     tables = [table(cells, which) for which in ("best", "last")]
     text = "\n\n".join([*map(markdown, tables), *warnings])
-    save(Path(path, "tables.md"), text.encode())
-    save(Path(path, "tables.tex"), "\n\n".join(map(latex, tables)).encode())
-    save(Path(path, "tables.jsonl"), "".join(json.dumps(dict(cell=name, seeds=runs)) + "\n"
-                                             for name, runs in cells.items()).encode())
+    lines = [json.dumps(dict(cell=name, seeds=runs)) for name, runs in cells.items()]
+    for kind, content in dict(md=text, tex="\n\n".join(map(latex, tables)),
+                              jsonl="\n".join(lines)).items():
+        save(Path(path, f"tables.{kind}"), f"{content}\n".encode())
     print(f"{text}\n\nin {path}: tables.md, tables.tex, tables.jsonl")
 
 def run_export(path: str) -> None:
@@ -1717,28 +1556,43 @@ def run_export(path: str) -> None:
                           dynamic_axes={"x": {0: "batch"}}, dynamo=False)
         print(f"{stem}.safetensors, {stem}.onnx: x {list(x.shape)} in [0,1] -> logits")
 
-VERBS = dict(  # what each does, and what it is called on; bench has its place here
-    train=(lambda **given: train(Config(**given)), None, "train, evaluate, draw figures (default)"),
-    eval=(run_eval, "CKPT", run_eval.__doc__),
-    sweep=(run_sweep, "FILE", run_sweep.__doc__),
-    tables=(run_tables, "DIR", run_tables.__doc__),
-    figures=(lambda path: print(*draw_figures(Path(path))), "DIR", draw_figures.__doc__),
-    export=(run_export, "CKPT", run_export.__doc__))
+VERBS = dict(train=train, eval=run_eval, tables=run_tables, figures=run_figures,
+             export=run_export)  # bench has its place here
+
+def parse(verb: str, argv: list[str]) -> dict:
+    """The options that were given: those of train and eval are the fields of Config."""
+    text = f"{lookup(VERBS, verb, 'verb').__doc__} Verbs: {', '.join(VERBS)}."
+    parser = argparse.ArgumentParser(f"infoard.py {verb}", description=text, allow_abbrev=False)
+    parser.error = lambda message: require(False, f"{message} (see --help)")
+    if verb != "train":
+        parser.add_argument("path", metavar="CKPT" if verb in ("eval", "export") else "DIR")
+    for f in fields(Config) if verb in ("train", "eval") else ():
+        preset = " or ".join(f"{v[f.name]} ({k})" for k, v in PRESETS.items() if f.name in v)
+        default = f"{255 * f.default:.0f}/255" if f.name in ("eps", "step_size") else f.default
+        text = f.metadata["help"] + f"; default: {preset or default}" * bool(preset or default)
+        flag, options = "--" + f.name.replace("_", "-"), dict(default=argparse.SUPPRESS, help=text)
+        if f.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        else:
+            parser.add_argument(flag, type=number if f.type is float else f.type, **options,
+                                metavar="|".join(f.metadata["choices"]) or f.type.__name__.upper())
+    return vars(parser.parse_args(argv))
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     verb, argv = (argv[0], argv[1:]) if argv and argv[0][0] != "-" else ("train", argv)
     try:
-        action, target, text = lookup(VERBS, verb, "verb")
-        given = parse(verb, argv, f"{text} (verbs: {', '.join(VERBS)})", target)
-        os.environ["INFOARD_PROGRESS"] = str(int(given.get("progress", True)))
-        action(**given)
+        given = parse(verb, argv)
+        if not given.get("progress", True):
+            os.environ["TQDM_DISABLE"] = "1"
+        VERBS[verb](**given)
         return 0
     except KeyboardInterrupt:
         return 130
-    except (InfoardError, OSError, torch.OutOfMemoryError) as error:
+    except (InfoardError, OSError, ImportError, torch.OutOfMemoryError) as error:
         hint = ": lower --batch-size or --eval-batch" * isinstance(error, torch.OutOfMemoryError)
+        hint += f": pip install {error.name}" if isinstance(error, ImportError) else ""
         print(f"infoard: error: {str(error).splitlines()[0]}{hint}", file=sys.stderr)
         return 2
 
