@@ -53,7 +53,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 # ==== 1. Notation and configuration ===============================================================
 # x [B,C,H,W] in [0,1] (normalisation lives inside the model), y [B], K classes
-# x' = x_adv, |x' - x|_inf <= eps; eps and alpha (the step) in pixel units, written n/255
+# x' = x_adv, |x' - x|_inf <= eps; eps and alpha (the step; in section 6 a weight) in n/255
 # S, T student and teacher, x -> logits [B,K]; s, t = S(x), T(x); maps {name: [B,C_l,H_l,W_l]}
 # scores [B,B]: row i the student on x'_i, column j the teacher on x_j
 # divergences and mutual information in nats per sample, averaged over the batch
@@ -168,9 +168,9 @@ class Config:
     w_rel: float = opt(0.0, "weight of the relation term", low=0)
     critic_dim: int = opt(128, "width of the critics", low=1)
     tau: float = opt(0.2, "temperature of the scores", low=1e-6)
-    alpha: float = opt(None, "weight alpha of the framework", low=0)
-    beta: float = opt(None, "weight beta of the framework", low=0)
-    temperature: float = opt(None, "temperature of ARD and IAD", low=1e-6)
+    alpha: float = opt(None, "weight alpha of ard, rslad, adaad, igdm or saad", low=0)
+    beta: float = opt(None, "weight beta of trades or saad, exponent of iad", low=0)
+    temperature: float = opt(None, "temperature of ard or iad", low=1e-6)
     kl_reduction: str = opt("batchmean", "mean: KL over K, as RSLAD's code", "batchmean mean")
     eps: float = opt(8 / 255, "L-infinity radius, x in [0,1]; write 8/255 or 0.0314", low=0, high=1)
     steps: int = opt(None, "attack steps in training", low=1)
@@ -388,11 +388,11 @@ class GaussianCritic(nn.Module):
     """scores[i,j] = log q(t_j|s_i)/D: Gaussian with a linear mean, per dimension of the target."""
     def __init__(self, dim_s: int, dim_t: int):
         super().__init__()
-        self.mean, self.log_sd = nn.Linear(dim_s, dim_t), nn.Parameter(torch.zeros(dim_t))
+        self.mean, self.log_var = nn.Linear(dim_s, dim_t), nn.Parameter(torch.zeros(dim_t))
     def forward(self, s: Tensor, t: Tensor) -> Tensor:
         t = F.layer_norm(pooled(t), t.shape[1:2])  # [B, D], not learned: it could turn constant
-        q = torch.distributions.Normal(self.mean(pooled(s))[:, None], self.log_sd.clamp(-3).exp())
-        return q.log_prob(t).mean(2)  # [B, B]
+        gap, log_var = (self.mean(pooled(s))[:, None] - t).square(), self.log_var.clamp(min=-6)
+        return -0.5 * (gap / log_var.exp() + log_var + math.log(2 * math.pi)).mean(2)  # [B, B]
 
 # ==== 5. InfoARD: strength and multi-granularity loss as one object ===============================
 class Taps:
@@ -532,7 +532,7 @@ class Step:
         self.student, self.teacher, self.teacher_nat = student, teacher, teacher_nat
         self.x, self.y, self.x_adv, self.progress = x, y, x, progress
         self.cfg, self.info, self.maps = cfg.resolved(), info, {}
-        self.alpha, self.beta, self.tau = self.cfg.alpha, self.cfg.beta, self.cfg.temperature
+        self.alpha, self.beta = self.cfg.alpha, self.cfg.beta
         self.generators, self.memory = generators or {}, {} if memory is None else memory
         self.threat = Threat(cfg.eps, cfg.step_size, self.cfg.steps)
     def tapped(self, whose: str, logits: Tensor) -> Tensor:
@@ -589,7 +589,7 @@ def ard(step: Step) -> Tensor:
     # differs: released code divides KL by K (--kl-reduction mean), attacks in train mode, always
     # passes x too (batch norm) and loses its second lr drop
     step.attack(ce_objective(step.student, step.y))
-    loss = step.alpha * step.kl(step.t, step.s_adv, step.tau)
+    loss = step.alpha * step.kl(step.t, step.s_adv, step.cfg.temperature)
     return loss if step.alpha == 1 else loss + (1 - step.alpha) * F.cross_entropy(step.s, step.y)
 
 def rslad(step: Step) -> Tensor:
@@ -599,16 +599,17 @@ def rslad(step: Step) -> Tensor:
 
 def iad(step: Step) -> Tensor:
     """IAD-I: the student trusts itself where the teacher is unsure of x'; S(x) is not detached."""
-    # differs: released code leaves A out of the first term, and attacks in train mode
+    # differs: released code has no A in its first term, no tau in its second, attacks in train mode
     step.attack(ce_objective(step.student, step.y))
     if step.progress < 0.3:  # epoch 60 of 200
-        return step.kl(step.t, step.s_adv, step.tau)
+        return step.kl(step.t, step.s_adv, step.cfg.temperature)
     trust = step.t_adv.softmax(1).gather(1, step.y[:, None]).squeeze(1) ** step.beta  # [B]
-    guided = step.kl(step.t, step.s_adv, step.tau, weight=trust)
-    return guided + step.kl(step.s, step.s_adv, step.tau, weight=1 - trust)
+    guided = step.kl(step.t, step.s_adv, step.cfg.temperature, weight=trust)
+    return guided + step.kl(step.s, step.s_adv, step.cfg.temperature, weight=1 - trust)
 
 def adaad(step: Step) -> Tensor:
     """AdaAD: the attack follows the gradient through the teacher as well."""
+    # differs: released code divides KL by K on CIFAR-10 and always passes x too (batch norm)
     step.attack(lambda z, rows=ALL: kl(step.teacher(z), step.student(z)), init="normal")
     loss = step.alpha * step.kl(step.t_adv, step.s_adv)
     return loss if step.alpha == 1 else loss + (1 - step.alpha) * step.kl(step.t, step.s)
@@ -622,7 +623,7 @@ def mtard(step: Step) -> Tensor:
     now = losses.detach().clamp(min=1e-12)
     r = now / step.memory.setdefault("first", now)
     w = step.memory.get("w", torch.full_like(r, 0.5))
-    eta = 0.025 * step.cfg.lr_at(step.progress) / step.cfg.lr
+    eta = 0.025 * step.cfg.lr_at(step.progress) / (step.cfg.lr or 1)
     step.memory["w"] = w + eta * (r / r.sum() - w)
     return (step.memory["w"] * losses).sum()
 
@@ -640,7 +641,7 @@ def igdm(step: Step) -> Tensor:
 
 def saad(step: Step) -> Tensor:
     """SAAD: a linear teacher in the attack; samples weighted by the teacher's entropy on x'."""
-    # differs: its weight average is left to --ema
+    # differs: its weight average is left to --ema; released code always passes x too (batch norm)
     true, z = F.one_hot(step.y, step.t.shape[1]), step.x.detach().requires_grad_()
     with torch.enable_grad(), frozen_eval(step.teacher):
         (slope,) = torch.autograd.grad((full(step.teacher(z)) * true).sum(), z)  # grad T_y
@@ -648,7 +649,7 @@ def saad(step: Step) -> Tensor:
         rise = ((z - step.x[rows]) * slope[rows]).flatten(1).sum(1, keepdim=True)  # [B, 1]
         return kl(step.t[rows] + rise * true[rows], step.student(z))
     step.attack(objective, init="normal")
-    h = torch.distributions.Categorical(logits=step.t_adv).entropy()
+    h = torch.special.entr(step.t_adv.softmax(1)).sum(1)  # [B], the teacher's entropy in nats
     h = 5 * (h - h.min())
     pull = step.alpha * step.progress * step.kl(*differences(step), weight=h)
     loss = step.kl(step.t_adv, step.s_adv, weight=h) + pull
@@ -914,7 +915,7 @@ def cached(cache: Path, name: str, source: Path, fill: Callable) -> Path:
     folder = cache / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
     if not folder.exists():
         part = Path(f"{folder}.part{os.getpid()}")
-        part.mkdir(parents=True)
+        part.mkdir(parents=True, exist_ok=True)
         try:
             fill(source, part)
             if not folder.exists():  # another process was first
@@ -972,9 +973,9 @@ def decode(place: Path, to: Path, size: int) -> None:
         other = ImageFolder(place / known[0])
         test = [(f, train.class_to_idx[other.classes[k]]) for f, k in other.samples]
     labels = dict(classes=train.classes)
+    width, height = (size, size) if size else Image.open(train.samples[0][0]).size
     for part, samples in dict(train=train.samples, test=test).items():
         labels[f"y_{part}"] = torch.tensor([k for _, k in samples])
-        width, height = (size, size) if size else Image.open(samples[0][0]).size
         shape = len(samples), height, width, 3
         store = np.lib.format.open_memmap(to / f"{part}.npy", "w+", np.uint8, shape)
         try:
@@ -990,6 +991,7 @@ def load_dataset(name: str, data_dir: str | Path = "data", *, download: bool = T
     if lookup(DATASETS, name, "data set") == "shapes":
         return render_shapes()
     root, cache, (archive, inner, _, parts) = Path(data_dir), Path(cache), PLACES[name]
+    hint = f"put {archive}{f' or {inner}/' if inner else ''} there, or name its --data-dir"
     try:
         place = locate(name, root, cache)
         if place is None and download and name != "folder":
@@ -1001,15 +1003,14 @@ def load_dataset(name: str, data_dir: str | Path = "data", *, download: bool = T
                 url = f"http://cs231n.stanford.edu/{archive}"
                 datasets.utils.download_and_extract_archive(url, root)
             place = locate(name, root, cache)
-        require(place, "nothing is there")
+        require(place, f"no {name} in {root}: {hint}")
         read = read_arrays if parts else partial(read_folder, size=image_size, cache=cache)
         return read(name, place)
     except Exception as error:  # whatever broken files and networks make their readers raise
-        if isinstance(error, PermissionError | ImportError) or "No space" in str(error):
+        known = InfoardError, PermissionError, ImportError
+        if isinstance(error, known) or "No space" in str(error):
             raise
-        what = f"{archive} or {inner}/" if inner else archive
-        raise InfoardError(f"no usable {name} in {root} ({error}): put {what} there, or name its "
-                           "--data-dir") from None
+        raise InfoardError(f"no usable {name} in {root} ({error}): {hint}") from None
 
 def class_balanced(y: Tensor, n: int) -> Tensor:
     """Sorted indices of n images, spread evenly over the classes; always the same ones."""
@@ -1119,13 +1120,13 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255,
 
 def summary(right: dict[str, Tensor], y: Tensor, classes: int, far: float = 0.0) -> dict:
     """The result of evaluate, from who is still right after what; far: the share at 64/255, %."""
-    right |= dict(worst=torch.stack(list(right.values())).all(0))
+    right = right | dict(worst=torch.stack(list(right.values())).all(0))
     result = {k: percent(right[k]) if k in right else None for k in METRICS}
     per_class = [percent(right["worst"][y == k]) for k in range(classes) if (y == k).any()]
     warnings = [f"{k} is {result['pgd_sat'] - result[k]:.1f} points under PGD-20"
                 for k in ("cw", "apgd", "aa") if None not in (result[k], result["pgd_sat"])
                 and result["pgd_sat"] - result[k] >= 8]
-    if "square" in right and percent(right["fab-t"]) - percent(right["square"]) > 1:
+    if "square" in right and percent((right["fab-t"] & ~right["square"])[right["clean"]]) > 1:
         warnings.append("Square, which uses no gradients, beats APGD")
     if far > 1:
         warnings.append(f"{far}% of the right ones survive eps = 64/255")
@@ -1200,7 +1201,7 @@ class Run:
                 g.set_state(state["generators"][k])
         self.at = state["at"]
         for name in ("sums", "memory"):
-            self.at[name] = {k: v.to(self.device) for k, v in self.at[name].items()}
+            self.at[name] = {k: v.to(self.device) for k, v in self.at.get(name, {}).items()}
     def step(self) -> None:
         """One batch: draw, augment, attack, train, add up; no number is read from the device."""
         cfg, at = self.cfg, self.at
@@ -1224,8 +1225,7 @@ class Run:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.ema:
-            self.ema.update_parameters(self.student)
+        _ = self.ema and self.ema.update_parameters(self.student)
         eps, steps = (torch.as_tensor(v, dtype=torch.float, device=self.device).expand(len(y))
                       for v in (step.threat.eps, step.threat.steps))
         terms = dict(loss=loss.detach(), **(self.info.terms if self.info else {}))
@@ -1264,20 +1264,21 @@ def test_images(data: Data, n: int | None, device: torch.device) -> tuple[Tensor
 
 def get_teacher(cfg: Config, data: Data, device, path: str | None, framework: str) -> nn.Module:
     """The teacher at path, checked; without a path, one is trained by framework and kept."""
-    size = data.x_train.shape[-1]
+    arch = cfg.teacher_arch
     if path is None:
+        arch = arch or replace(cfg, teacher=None).resolved().teacher_arch
         same = "dataset data_dir subset val_size image_size eps steps step_size lr amp batch_size"
         recipe = {k: getattr(cfg, k) for k in same.split()} | dict(
-            student=cfg.teacher_arch, framework=framework, epochs=cfg.teacher_epochs)
+            student=arch, framework=framework, epochs=cfg.teacher_epochs)
         key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
-        out = f"runs/teachers/{cfg.dataset}-{cfg.teacher_arch}-{framework}-{key}"
+        out = f"runs/teachers/{cfg.dataset}-{arch}-{framework}-{key}"
         if not Path(out, "results.json").exists():
             print(f"no teacher named: training one, kept in {out}")
             here = {k: getattr(cfg, k) for k in ("download", "device", "eval_subset")}
             train(Config(**recipe, **here, out=out, infoard=False, figures=False, resume=True,
                          attacks="clean,pgd"))
         path = f"{out}/best.pt"
-    teacher = load_teacher(path, cfg.teacher_arch, len(data.classes), size=size,
+    teacher = load_teacher(path, arch, len(data.classes), size=data.x_train.shape[-1],
                            norm=cfg.teacher_norm, dataset=cfg.dataset, device=device)
     check_teacher(teacher, *test_images(data, 1000, device), path, len(data.classes))
     return teacher
@@ -1394,11 +1395,12 @@ def table(cells: dict[str, dict], which: str = "best") -> list[list[str]]:
         results = {seed: run[which] for seed, run in runs.items() if which in run}
         if not results:
             continue
-        plain = cells.get(str(Path(name).with_name("plain")), {})
-        gains = [r["worst"] - plain[seed][which]["worst"] for seed, r in results.items()
-                 if seed in plain and plain is not runs]
+        plain = cells.get(re.sub(r"[^/]+$", "plain", name), {})
+        pairs = [(r.get("worst"), plain.get(seed, {}).get(which, {}).get("worst"))
+                 for seed, r in results.items()]
+        gains = [a - b for a, b in pairs if plain is not runs and None not in (a, b)]
         columns = [[r.get(m) for r in results.values()] for m in METRICS]
-        n = "/".join({str(r["n"]) for r in results.values()})
+        n = "/".join(sorted({str(r["n"]) for r in results.values()}))
         lines.append([name, *map(spread, columns), spread(gains), n, str(len(runs))])
     columns = zip(*lines, strict=True)
     used = [c for c in columns if set(c[1:]) - {"-"} and (c[0] != "seeds" or set(c[1:]) - {"1"})]
@@ -1535,11 +1537,10 @@ def run_tables(path: str) -> None:
         warnings += [f"warning, gradients may be masked: {run}: {w}"
                      for w in results.get("best", {}).get("warnings", ())]
     require(cells, f"no finished runs (results.json) below {path}")
-    tables = [table(cells, which) for which in ("best", "last")]
-    text = "\n\n".join([*map(markdown, tables), *warnings])
-    lines = [json.dumps(dict(cell=name, seeds=runs)) for name, runs in cells.items()]
-    for kind, content in dict(md=text, tex="\n\n".join(map(latex, tables)),
-                              jsonl="\n".join(lines)).items():
+    tables = [lines for which in ("best", "last") if (lines := table(cells, which))]
+    text, tex = "\n\n".join([*map(markdown, tables), *warnings]), "\n\n".join(map(latex, tables))
+    jsonl = "\n".join(json.dumps(dict(cell=k, seeds=runs)) for k, runs in cells.items())
+    for kind, content in dict(md=text, tex=tex, jsonl=jsonl).items():
         save(Path(path, f"tables.{kind}"), f"{content}\n".encode())
     print(f"{text}\n\nin {path}: tables.md, tables.tex, tables.jsonl")
 
@@ -1556,8 +1557,7 @@ def run_export(path: str) -> None:
                           dynamic_axes={"x": {0: "batch"}}, dynamo=False)
         print(f"{stem}.safetensors, {stem}.onnx: x {list(x.shape)} in [0,1] -> logits")
 
-VERBS = dict(train=train, eval=run_eval, tables=run_tables, figures=run_figures,
-             export=run_export)  # bench has its place here
+VERBS = dict(train=train, eval=run_eval, tables=run_tables, figures=run_figures, export=run_export)
 
 def parse(verb: str, argv: list[str]) -> dict:
     """The options that were given: those of train and eval are the fields of Config."""

@@ -28,11 +28,12 @@ demo() {
 }
 
 # The papers' own settings on CIFAR-10; alpha, beta and temperature are infoard.py's defaults too.
-# kl-reduction mean: the scale (KL/K) of the code that the numbers came from. On CIFAR-100 released
-# RSLAD and MTARD multiply by 10 again, and AdaAD does not divide: not done here. IAD's own teacher
-# is an adversarially trained ResNet-18; here it gets the default one.
+# kl-reduction mean: the scale (KL/K) of the code that the CIFAR-10 numbers came from; it makes the
+# weight of InfoARD's terms K times larger beside it. Elsewhere KL is summed (on CIFAR-100 released
+# AdaAD sums, RSLAD and MTARD have a tenth). IAD's own teacher is an adversarially trained ResNet-18;
+# here it gets the default one.
 PAPERS="
-mtard  --epochs 300 --schedule 215,260,285 --weight-decay 2e-4 --kl-reduction mean --teacher robustbench:Zhang2019Theoretically
+mtard  --epochs 300 --schedule 215,260,285 --weight-decay 2e-4 --kl-reduction mean --teacher-epochs 100 --teacher robustbench:Zhang2019Theoretically
 at     --epochs 110 --schedule 100,105     --weight-decay 5e-4
 trades --epochs 76  --schedule 75          --weight-decay 2e-4 --beta 6
 ard    --epochs 200 --schedule 100,150     --weight-decay 2e-4 --kl-reduction mean --alpha 1 --temperature 30 --teacher robustbench:Zhang2019Theoretically
@@ -77,20 +78,22 @@ scale() {  # SCALE: sets dir, seeds, parallel, common (options of every run) and
 }
 
 cells() {  # SEED [options for every run] -> a line of options for each run of that seed
-    local seed=$1 block special framework own name options; shift
+    local seed=$1 block special framework own name options more=""; shift
+    [ $# = 0 ] || more=$(printf '%q ' "$@")
     while read -r block special; do
         while read -r framework own; do
             [ "$block" != . ] || own=""  # only `paper` follows the papers
             [[ $block = cifar10-* ]] || own=${own/--teacher robustbench:*/}
+            [[ $block = cifar10-* ]] || own=${own/--kl-reduction mean/}
             for name in plain infoard; do
                 options="--out $dir/$block/T1/$framework/$name/s$seed --seed $seed --framework $framework"
                 [ $name = infoard ] || options+=" --no-infoard"
-                echo "${options/.\/}" $common $special $own "$@"
+                echo "${options/.\/}" $common $special $own "$more"
             done
             [ $framework = rslad ] || continue
             while read -r name options; do
                 options="--out $dir/$block/T2/$name/s$seed --seed $seed $options"
-                echo "${options/.\/}" $common $special $own "$@"
+                echo "${options/.\/}" $common $special $own "$more"
             done <<< "${T2#?}"
         done <<< "${PAPERS#?}"
     done <<< "$blocks"
@@ -98,8 +101,9 @@ cells() {  # SEED [options for every run] -> a line of options for each run of t
 
 train() {  # the runs of the lines on standard input; a finished run is not run again
     local line status failed=0
+    trap : INT TERM  # the run saves and exits, and then so does this
     while read -r line; do
-        status=0; $PY infoard.py --resume $line < /dev/null || status=$?
+        status=0; eval "$PY infoard.py --resume $line" < /dev/null || status=$?
         [ $status -lt 128 ] || exit $status
         [ $status = 0 ] || { failed=1; echo "failed: $line" >&2; }
     done
@@ -111,16 +115,23 @@ tables() {  # [options for every run]
     set -m  # each job is a process group of its own
     trap 'for pid in $(jobs -p); do kill -- -$pid; done; wait; exit 130' INT TERM
     [ $parallel = 1 ] || export OMP_NUM_THREADS=1
-    train < <(cells 0 "$@" | head -n 1)  # MTARD, which makes both teachers, once for all seeds
+    (train) < <(cells 0 "$@" | head -n 1) || {  # MTARD: makes both teachers, for all seeds
+        [ $? -lt 128 ] || exit 130
+        failed=1
+    }
     for seed in $seeds; do
         cells "$seed" "$@" | train &
         [ $parallel != 1 ] || wait $! || failed=1
     done
     for pid in $(jobs -p); do wait "$pid" || failed=1; done
     for block in $(find $dir -type d -name T1); do  # T2 has two runs in common with T1
-        cp -r "$block/rslad/plain" "$block/rslad/infoard" "$block/../T2"
+        cp -r "$block/rslad/." "$block/../T2" || failed=1
     done
-    mkdir -p $dir/published && cp -r results/published/cifar10-resnet18 $dir/published
+    mkdir -p $dir/published
+    case $dir in
+        */paper) cp -r results/published/*/ $dir/published ;;
+        */cpu | */gpu) cp -r results/published/cifar10-resnet18 $dir/published ;;
+    esac
     $PY infoard.py tables $dir
     return $failed
 }
