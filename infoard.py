@@ -580,20 +580,20 @@ def at(step: Step) -> Tensor:
     return F.cross_entropy(step.s_adv, step.y)
 
 def trades(step: Step) -> Tensor:
-    target = predict(step.student, step.x)
-    step.attack(kl_objective(step.student, target), init="normal")
-    # S(x) is not detached, as published. differs: released code passes x twice (batch norm)
+    """TRADES; S(x) is not detached in the outer KL, as published."""
+    # differs: released code passes x twice in train mode (batch norm)
+    step.attack(kl_objective(step.student, predict(step.student, step.x)), init="normal")
     return F.cross_entropy(step.s, step.y) + step.beta * step.kl(step.s, step.s_adv)
 
 def ard(step: Step) -> Tensor:
-    # differs: released code divides KL by K (--kl-reduction mean), attacks in train mode, always
-    # passes x too (batch norm) and loses its second lr drop
+    """Adversarially robust distillation: the teacher sees clean images alone."""
+    # differs: released code divides KL by K, attacks in train mode, passes x too, loses an lr drop
     step.attack(ce_objective(step.student, step.y))
     loss = step.alpha * step.kl(step.t, step.s_adv, step.cfg.temperature)
     return loss if step.alpha == 1 else loss + (1 - step.alpha) * F.cross_entropy(step.s, step.y)
 
 def rslad(step: Step) -> Tensor:
-    # differs: released code divides KL by K (--kl-reduction mean)
+    """Robust soft labels in both problems. differs: released code divides KL by K."""
     step.attack(kl_objective(step.student, step.t), init="normal")
     return step.alpha * step.kl(step.t, step.s_adv) + (1 - step.alpha) * step.kl(step.t, step.s)
 
