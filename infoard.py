@@ -1384,8 +1384,7 @@ def spread(values: list[float | None]) -> str:
     """The mean and, of more than one value, the standard deviation."""
     if not values or None in values:
         return "-"
-    deviation = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{deviation}"
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if values[1:] else "")
 
 def table(cells: dict[str, dict], which: str = "best") -> list[list[str]]:
     """A header and a line for each cell {name: {seed: {which: result of evaluate}}}; gain: of
@@ -1538,7 +1537,8 @@ def run_tables(path: str) -> None:
                      for w in results.get("best", {}).get("warnings", ())]
     require(cells, f"no finished runs (results.json) below {path}")
     tables = [lines for which in ("best", "last") if (lines := table(cells, which))]
-    text, tex = "\n\n".join([*map(markdown, tables), *warnings]), "\n\n".join(map(latex, tables))
+    text = "\n\n".join([*map(markdown, tables), "\n".join(warnings)]).rstrip()
+    tex = "\n\n".join(map(latex, tables))
     jsonl = "\n".join(json.dumps(dict(cell=k, seeds=runs)) for k, runs in cells.items())
     for kind, content in dict(md=text, tex=tex, jsonl=jsonl).items():
         save(Path(path, f"tables.{kind}"), f"{content}\n".encode())
