@@ -135,10 +135,9 @@ def active_counts(steps) -> tuple[int, ...]:
     """n_t = #{i: K_i > t}, the samples that step t of a schedule still attacks."""
     return tuple(sum(k > t for k in steps) for t in range(max(steps)))
 
-def opt(default, text: str, choices: str = "", low=None, high=math.inf):
+def opt(value, text: str, among: str = "", low=None, high=math.inf):
     """A field of Config: its default, its line of --help, and the values that it may have."""
-    return field(default=default, metadata=dict(help=text, choices=choices.split(), low=low,
-                                                high=high))
+    return field(default=value, metadata=dict(help=text, choices=among.split(), low=low, high=high))
 
 @dataclass(frozen=True)
 class Config:
@@ -1048,6 +1047,7 @@ def correct(net: nn.Module, x: Tensor, y: Tensor, attack=None, size=256, text=""
     return torch.cat(hits)
 
 def percent(hits: Tensor) -> float:
+    """The share of true values in per cent, with two decimals."""
     return round(100 * hits.double().mean().item(), 2)
 
 def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int) -> None:

@@ -602,6 +602,7 @@ def test_losses_reduce_to_known_cases():
     near(loss("igdm", alpha=0.0), loss("adaad"), 0.0)
     near(loss("adaad", alpha=0.0), batch_kl(teacher(x).detach(), student(x)))
     near(loss("iad", progress=0.29), loss("ard", temperature=1.0))  # before its epoch 60
+    assert (loss("iad", progress=0.3) - loss("iad", progress=0.29)).abs() > 1e-6
     sure = nn.Sequential(teacher, nn.Linear(4, 4, dtype=F64)).requires_grad_(False)
     sure[1].weight.zero_(), sure[1].bias.zero_()  # of no opinion: all entropies are alike
     assert loss("saad", sure) == 0
@@ -609,6 +610,14 @@ def test_losses_reduce_to_known_cases():
     twin = copy.deepcopy(student)
     for framework in ("rslad", "adaad", "igdm", "saad"):  # T = S
         near(loss(framework, twin, **dict(eps=0.0) if framework == "rslad" else {}), 0.0)
+
+@each("framework", ["rslad", "adaad", "igdm", "saad"])
+def test_a_teacher_in_train_mode_is_asked_in_eval_mode_and_left_alone(framework):
+    student, teacher, x, y = pair(dtype=F64)
+    truth = make_step(framework, copy.deepcopy(student), teacher, x, y).loss()
+    before = snapshot(teacher.train())
+    near(make_step(framework, copy.deepcopy(student), teacher, x, y).loss(), truth, 0.0)
+    assert snapshot(teacher) == before and teacher.training
 
 def test_ard_at_a_high_temperature_matches_logits():  # tau^2 KL -> mean (dz - mean dz)^2 / 2
     student, teacher, x, y = pair(dtype=F64)
@@ -1373,6 +1382,10 @@ def test_tables_give_mean_deviation_and_paired_gain(tmp_path, capsys):
     latex = (tmp_path / "tables.tex").read_text()
     assert latex.count("tabular") == 4 and r"25.00 $\pm$ 7.07" in latex and r"best (\%)" in latex
     assert all(line.count("&") in (0, 5, 6) for line in latex.splitlines())
+
+def test_a_report_warns_of_masked_gradients():
+    rows = {k: dict(clean=80.0, worst=9.0, n=5, warnings=w) for k, w in dict(a=[], b=["w"]).items()}
+    assert re.findall("warning, gradients may be masked: (.*)", I.report(rows)) == ["b: w"]
 
 @pytest.mark.parametrize("names", [[""], ["x_1/only_best"], ["a/plain", "a/infoard"]])
 def test_tables_of_few_runs_are_plain(names, tmp_path, capsys):
