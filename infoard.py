@@ -518,7 +518,7 @@ class InfoARD(nn.Module):
 # mtard    CE(S(x'),y)               w KL(T(x')||S(x')) + (1-w) KL(T_nat(x)||S(x))       [MTARD]
 # igdm     KL(T(x')||S(x'))          KL(T(x')||S(x')) + alpha p G                        [IGDM]
 # saad     KL(T(x) + l e_y||S(x'))   h (KL(T(x')||S(x')) + alpha p G) + beta r KL(T(x)||S(x))
-# A = T_y(x')^beta; d = x'-x; l = d . grad T_y(x); p: the share of training done;            [SAAD]
+# A = T_y(x')^beta (1 while p < 0.3); d = x'-x; l = d . grad T_y(x); p: share of training;   [SAAD]
 # G = KL(T(x+d)-T(x-d)||S(x+d)-S(x-d)); h = 5 (H - min H), H: the entropy of T(x'); r = 1 - h/max h
 class Step:
     """One batch and the logits [B,K] on it, each pass made when it is first asked for: t, t_adv of
