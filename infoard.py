@@ -572,6 +572,7 @@ class Step:
         return loss
 
 def natural(step: Step) -> Tensor:
+    """No defence, CE(S(x),y): the control that every robust number is held against."""
     return F.cross_entropy(step.s, step.y)
 
 def at(step: Step) -> Tensor:
@@ -1193,7 +1194,7 @@ class Run:
         return self.label | states | dict(at=self.at, generators=generators)
     def load(self, path: Path) -> None:
         state = load_tensors(path)
-        require("at" in state, f"{path} is no checkpoint to go on from: choose another --out")
+        require({"at", *self.parts} <= state.keys(), f"{path} is no run to go on: change --out")
         for k, part in self.parts.items():
             part.load_state_dict(state[k])
         for k, g in self.generators.items():
@@ -1316,11 +1317,10 @@ def train(cfg: Config | None = None, **given) -> dict:
             gpu=torch.cuda.get_device_name() if device.type == "cuda" else None,
             source_sha256=sha256(Path(__file__).read_bytes()).hexdigest(),
             teacher_sha256=sha256(file.read_bytes()).hexdigest() if file.is_file() else None))
-    teacher, natural = None, None
-    if cfg.infoard or cfg.framework in NEED_TEACHER:
-        teacher = get_teacher(cfg, data, device, cfg.teacher, cfg.teacher_framework)
-    if cfg.framework == "mtard":
-        natural = get_teacher(cfg, data, device, cfg.teacher_nat, "natural")
+    teacher = get_teacher(cfg, data, device, cfg.teacher, cfg.teacher_framework) \
+        if cfg.infoard or cfg.framework in NEED_TEACHER else None
+    natural = get_teacher(cfg, data, device, cfg.teacher_nat, "natural") \
+        if cfg.framework == "mtard" else None
     run = Run(cfg, data, device, teacher, natural)
     if begun:
         run.load(out / "last.pt")

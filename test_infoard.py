@@ -641,6 +641,22 @@ def test_mtard_follows_the_slower_loss_and_remembers():
         near(loss, w * adv + (1 - w) * nat)
     assert abs(w - 0.5) > 1e-4 and not memory["w"].requires_grad, memory
 
+def test_mtard_survives_a_first_loss_of_zero():
+    student, _, x, y = pair(dtype=F64)
+    student.eval()
+    twin, memory = copy.deepcopy(student), {}
+    loss = make_step("mtard", student, twin, x, y, teacher_nat=twin, memory=memory).loss()
+    near(loss, 0.0)
+    near(memory["w"], torch.full((2,), 0.5, dtype=F64))
+
+def test_shuffled_strengths_come_from_the_generator_of_the_run():
+    student, teacher, x, y = pair()
+    info, before = make_info(student, teacher, asa="shuffled"), torch.get_rng_state()
+    one, two = (make_step("rslad", student, teacher, x, y, info) for _ in range(2))
+    one.loss(), two.loss()
+    assert torch.equal(one.threat.eps, two.threat.eps) and one.threat.eps.unique().numel() == len(x)
+    assert torch.equal(torch.get_rng_state(), before)
+
 @each("framework, needs", [(f, f in I.NEED_TEACHER) for f in FORMULAS])
 def test_a_missing_teacher_is_named(framework, needs):
     student, _, x, y = pair(dtype=F64)
