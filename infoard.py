@@ -15,30 +15,18 @@ keeps the student informative about the teacher's features and attention maps.
     4  mutual information          8  data               12  command line
 
 Of InfoARD only the abstract is public: the rank rule of section 3 and the critics and terms of
-section 5 are our reconstruction.
+section 5 are our reconstruction. Two other defences, NAMID and MID, stand in defences.py.
 
 [InfoARD] Liu et al., IEEE TIP 2025, doi 10.1109/TIP.2025.3637689     [AA] AutoAttack, 2003.01690
-[Madry] PGD, 1706.06083   [TRADES] 1901.08573   [ARD] 1905.09747   [RSLAD] 2108.07969
-[IAD] 2106.04928   [AdaAD] Huang et al., CVPR 2023   [MTARD] Zhao et al., ECCV 2022
-[IGDM] 2312.03286   [SAAD] 2512.10275   [FGSM] 1412.6572
-[CW] margin loss, 1608.04644   [CPC] InfoNCE, 1807.03748   [Poole] bounds compared, 1905.06922
+[Madry] PGD, 1706.06083   [TRADES] 1901.08573   [ARD] 1905.09747   [RSLAD] 2108.07969   [IAD]
+2106.04928   [AdaAD] Huang et al., CVPR 2023   [MTARD] Zhao et al., ECCV 2022   [IGDM] 2312.03286
+[SAAD] 2512.10275   [FGSM] 1412.6572   [MI-FGSM] 1710.06081   [CW] margin loss, 1608.04644
+[CPC] InfoNCE, 1807.03748   [Poole] bounds compared, 1905.06922   [RKD] 1904.05068
 [DV] Donsker and Varadhan 1983; MINE, 1801.04062     [NWJ] 0809.0853     [JSD] f-GAN, 1606.00709
-[BA] Barber and Agakov 2003; VID, 1904.05835   [AT] attention, 1612.03928   [RKD] 1904.05068
+[BA] Barber and Agakov 2003; VID, 1904.05835   [AT] attention, 1612.03928
 """
-import argparse
-import contextlib
-import fnmatch
-import hashlib
-import importlib
-import io
-import json
-import math
-import os
-import re
-import shutil
-import signal
-import sys
-import time
+import argparse, contextlib, hashlib, importlib, json, math, os  # noqa: E401
+import re, shutil, signal, sys, tempfile, time  # noqa: E401
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -62,9 +50,9 @@ ALL = slice(None)
 PRESETS = dict(  # what None means in Config: by data, and by framework as its paper has it
     shapes=dict(student="tiny", teacher_arch="tiny_wide", epochs=8, steps=5),
     images=dict(student="resnet18", teacher_arch="wrn_34_10", epochs=100, steps=10),
-    trades=dict(beta=6.0), ard=dict(alpha=1.0, temperature=30.0), rslad=dict(alpha=5 / 6),
-    iad=dict(beta=0.1, temperature=1.0), adaad=dict(alpha=1.0), igdm=dict(alpha=1.0),
-    saad=dict(alpha=1.0, beta=0.0))
+    natural=dict(infoard=False), trades=dict(beta=6.0), ard=dict(alpha=1.0, temperature=30.0),
+    rslad=dict(alpha=5 / 6), iad=dict(beta=0.1, temperature=1.0), adaad=dict(alpha=1.0),
+    igdm=dict(alpha=1.0), saad=dict(alpha=1.0, beta=0.0))
 
 class InfoardError(ValueError):
     """A mistake that one line can explain. The command line prints it and exits with code 2."""
@@ -80,47 +68,45 @@ def lookup(table, name: str, what: str):
     return table[name] if isinstance(table, dict) else name
 
 def progress_bar(items, text: str = ""):
-    """items, with a bar if there are a text, a terminal and tqdm, and no TQDM_DISABLE."""
-    with contextlib.suppress(ImportError):
-        from tqdm import tqdm
-        off = not text or "TQDM_DISABLE" in os.environ or None  # None: off without a terminal
-        return tqdm(items, desc=text, leave=False, disable=off)
-    return items
+    """items, with a bar if there are a text, a terminal (asked by None) and no TQDM_DISABLE."""
+    from tqdm import tqdm
+    return tqdm(items, text, leave=False, disable=not text or "TQDM_DISABLE" in os.environ or None)
 
 def save(path: Path, content) -> None:
     """content at path (bytes, a dict for .pt, plain values for .json), or what was there before."""
-    if path.suffix == ".pt":
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        content = buffer.getbuffer()
-    elif path.suffix == ".json":
-        content = (json.dumps(content, indent=1) + "\n").encode()
     part = path.with_name(f"{path.name}.part{os.getpid()}")
+    text = (json.dumps(content, indent=1) + "\n").encode() if path.suffix == ".json" else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as f:
-            f.write(content)
+            torch.save(content, f) if path.suffix == ".pt" else f.write(text)
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
-    except OSError as error:
-        raise InfoardError(f"cannot write {path} ({error.strerror}); what was saved before is "
-                           "untouched: free space or choose another --out") from None
+    except (OSError, RuntimeError) as error:  # torch.save makes one of the other
+        raise InfoardError(f"cannot write {path} ({str(error).splitlines()[0]}); what was saved "
+                           "before is untouched: free space or choose another --out") from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+def digest(path: str | Path) -> str | None:
+    """The sha256 of a file, if it is one."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else None
 
 @dataclass(frozen=True, eq=False)
 class Threat:
     """What an attacker may do, as one object, so that eps and alpha cannot be swapped in a call:
     eps, alpha: float or [B], radius and step in pixel units of [0,1]. steps: int or [B] (long).
-    counts: with steps [B], how many samples each step attacks, or a device wait to read them."""
+    counts: with steps [B], how many each step attacks (no device wait). norm: linf or l2."""
     eps: float | Tensor = 8 / 255
     alpha: float | Tensor = 2 / 255
     steps: int | Tensor = 10
     counts: tuple[int, ...] | None = None
+    norm: str = "linf"
     def __post_init__(self):
-        require(isinstance(self.eps, Tensor) or 0 <= self.eps <= 1,
+        lookup(("linf", "l2"), self.norm, "norm")
+        require(isinstance(self.eps, Tensor) or self.norm == "l2" or 0 <= self.eps <= 1,
                 f"eps must lie in [0, 1], got {self.eps}: write 8/255 or 0.0314")
         require(isinstance(self.steps, Tensor) or self.steps >= 0, "steps must not be negative")
     def schedule(self, batch: int) -> tuple[Tensor | None, tuple[int, ...]]:
@@ -153,9 +139,9 @@ class Config:
     teacher_arch: str = opt(None, "a teacher to train, or the one that a file must hold")
     teacher_norm: str = opt("none", "normalisation a file expects: none, cifar10, cifar100")
     teacher_nat: str = opt(None, "MTARD's natural teacher, like --teacher")
-    teacher_framework: str = opt("trades", "how a missing teacher is trained", "trades at natural")
+    teacher_framework: str = opt(None, "that of a missing teacher", "trades at natural autoencoder")
     teacher_epochs: int = opt(None, "epochs for a missing teacher; default: --epochs", low=1)
-    framework: str = opt("rslad", "at, trades, ard, rslad, iad, adaad, mtard, igdm, saad, natural")
+    framework: str = opt("rslad", "a name in FRAMEWORKS")
     infoard: bool = opt(True, "add InfoARD to the base framework")
     asa: str = opt("teacher", "signal, control or off", "teacher student gap uniform shuffled off")
     lam_lo: float = opt(1.0, "eps_i of the weakest instance, in units of eps", low=0)
@@ -171,6 +157,13 @@ class Config:
     beta: float = opt(None, "weight beta of trades or saad, exponent of iad", low=0)
     temperature: float = opt(None, "temperature of ard or iad", low=1e-6)
     kl_reduction: str = opt("batchmean", "mean: KL over K, as RSLAD's code", "batchmean mean")
+    mi_bound: str = opt("dv", "bound of NAMID's estimators", "dv infonce jsd")
+    mi_train: str = opt("difference", "their objective: eq. 5 or, max, eq. 4", "difference max")
+    mi_lambda: float = opt(0.1, "weight lambda of NAMID", low=0)
+    mi_ramp: float = opt(1.0, "share of training over which NAMID's alpha grows", low=0, high=1)
+    pool: str = opt("clean,pgd_sat,pgd_t,mifgsm,mifgsm_t,pgd_l2,pgd_l2_t", "MID's attacks")
+    transfer: bool = opt(False, "also evaluate attacks made on an undefended net")
+    eps_l2: float = opt(0.5, "L2 radius of the attacks that have one", low=0)
     eps: float = opt(8 / 255, "L-infinity radius, x in [0,1]; write 8/255 or 0.0314", low=0, high=1)
     steps: int = opt(None, "attack steps in training", low=1)
     step_size: float = opt(2 / 255, "attack step; write 2/255 or 0.0078", low=0, high=1)
@@ -184,7 +177,8 @@ class Config:
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps")
     amp: str = opt("auto", "half precision; auto: bf16 if in hardware", "auto bf16 fp16 off")
     compile: bool = opt(False, "torch.compile the student")
-    attacks: str = opt("clean,fgsm,pgd,cw,apgd", "a list with commas", "clean fgsm pgd cw apgd aa")
+    attacks: str = opt("clean,fgsm,pgd,cw,apgd", "a list with commas", "clean fgsm pgd cw apgd aa "
+                       "bim pgd_t mifgsm mifgsm_t pgd_l2 pgd_l2_t spatial")
     eval_subset: int = opt(None, "test images; 0: all; default: 500 on a CPU, else all", low=0)
     eval_batch: int = opt(256, "images per evaluation batch", low=1)
     out: str = opt(None, "folder; default: runs/<dataset>-<student>-<framework>[-plain]-s<seed>")
@@ -194,7 +188,7 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             value, flag, known = getattr(self, f.name), f"--{f.name.replace('_', '-')}", f.metadata
-            for name in str(value).split(",") * bool(known["choices"]):
+            for name in str(value).split(",") * bool(known["choices"] and value is not None):
                 lookup(known["choices"], name.strip(), flag)
             low, high = known["low"], known["high"]
             require(None in (low, value) or low <= value <= high,
@@ -202,16 +196,22 @@ class Config:
     def resolved(self) -> "Config":
         """The same with every None filled in."""
         preset = PRESETS["shapes" if self.dataset == "shapes" else "images"]
-        fill = {k: v for k, v in (preset | PRESETS.get(self.framework, {})).items()
-                if getattr(self, k) is None and not (self.teacher and k == "teacher_arch")}
-        infoard = self.infoard and self.framework != "natural"
-        cfg = replace(self, infoard=infoard, **fill)
+        preset = preset | PRESETS.get(self.framework, {})
+        fill = {k: v for k, v in preset.items() if k in asdict(self) and getattr(self, k) is None
+                and not (self.teacher and k == "teacher_arch")}
+        lifted = preset.get("infoard", True)  # whether InfoARD can be added
+        cfg = replace(self, infoard=self.infoard and lifted, **fill)
+        if "twin" in preset:  # a teacher of the student's own kind, both with this suffix
+            student = cfg.student.removesuffix(preset["twin"]) + preset["twin"]
+            arch = self.teacher_arch or (None if self.teacher else student)
+            cfg = replace(cfg, student=student, teacher_arch=arch)
         require(cfg.steps_lo <= cfg.steps, f"--steps-lo must be at most --steps, {cfg.steps}")
         require(re.fullmatch(r"cosine|\d+(,\d+)*", cfg.schedule),
                 f"--schedule must be cosine or epochs such as 100,150, not {cfg.schedule}")
-        plain = "" if infoard or cfg.framework == "natural" else "-plain"
+        plain = "-plain" if lifted and not cfg.infoard else ""
         out = cfg.out or f"runs/{cfg.dataset}-{cfg.student}-{cfg.framework}{plain}-s{cfg.seed}"
-        return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
+        return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs,
+                       teacher_framework=cfg.teacher_framework or "trades")
     def lr_at(self, share: float) -> float:
         if self.schedule != "cosine":
             drops = [int(epoch) for epoch in self.schedule.split(",")]
@@ -227,8 +227,7 @@ def full(x: Tensor) -> Tensor:
 # KL(p || q) = sum_k p_k (log p_k - log q_k),   p = softmax(p_logits/tau), q = softmax(q_logits/tau)
 def kl(p_logits: Tensor, q_logits: Tensor, tau: float = 1.0) -> Tensor:
     """Divergence in nats, summed over classes: [B,K], [B,K] -> [B]; its mean is "batchmean"."""
-    log_p = F.log_softmax(full(p_logits) / tau, dim=1)
-    log_q = F.log_softmax(full(q_logits) / tau, dim=1)
+    log_p, log_q = (F.log_softmax(full(z) / tau, dim=1) for z in (p_logits, q_logits))
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 # margin = z_y - max_{k != y} z_k
@@ -259,32 +258,44 @@ def predict(net: Callable, x: Tensor) -> Tensor:
     with torch.no_grad(), frozen_eval(net):
         return full(net(x))
 
-# x'_{t+1} = P( x'_t + alpha sign grad_x' objective(x'_t) ), P: onto |x' - x|_inf <= eps and [0,1],
+def length(f: Tensor, p: int = 2) -> Tensor:
+    """The p-norm of each sample, in a shape that divides them: [B,...] -> [B,1,...]."""
+    return f.flatten(1).norm(p, dim=1).clamp(min=1e-12).view(-1, *[1] * (f.dim() - 1))
+
+# x'_{t+1} = P( x'_t + alpha d(m_t) ),  m_t = mu m_{t-1} + g_t/|g_t|_1,  g_t = grad objective(x'_t)
+# d: the sign (Linf) or m/|m|_2 (L2); P: onto |x' - x| <= eps and [0,1]; mu: momentum [MI-FGSM]
 # x'_0 = x + uniform(-eps, eps) [Madry], x + 0.001 normal [TRADES], x (none), or a given tensor
 def pgd(objective: Callable, x: Tensor, *, threat: Threat, init: str | Tensor = "uniform",
-        generator: torch.Generator | None = None) -> Tensor:
-    """Projected gradient ascent of objective(x') -> [B] under an L-infinity threat; x [B,C,H,W] in
-    [0,1] is never written to. With threat.steps [B], step t calls objective(x'[rows], rows) on the
+        momentum: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    """Projected gradient ascent of objective(x') -> [B] under a threat; x [B,C,H,W] in [0,1] is
+    never written to. With threat.steps [B], step t calls objective(x'[rows], rows) on the
     samples that have steps to go: it must index its labels or targets with rows.
     frozen_eval(model) around the call keeps batch norm as it is and builds no weight gradients."""
     order, counts = threat.schedule(len(x))
     rows = ALL if order is None else order
     eps, alpha = (torch.as_tensor(v, dtype=x.dtype, device=x.device).expand(len(x))[rows]
                   .view(-1, *[1] * (x.dim() - 1)) for v in (threat.eps, threat.alpha))  # [B,1,1,1]
-    x = x[rows]
-    lo, hi = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+    x, linf = x[rows], threat.norm == "linf"
+    lo, hi = ((x - eps).clamp(0, 1), (x + eps).clamp(0, 1)) if linf else (0 * x, 0 * x + 1)
+    def project(z: Tensor, n: int) -> Tensor:
+        if not linf:  # the box then moves z towards x, so that both hold
+            z = x[:n] + (z - x[:n]) * (eps[:n] / length(z - x[:n])).clamp(max=1)
+        return z.clamp(lo[:n], hi[:n])
     noise = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     starts = dict(uniform=lambda: x + eps * noise.uniform_(-1, 1, generator=generator),
                   normal=lambda: x + 0.001 * noise.normal_(generator=generator), none=lambda: x)
     x_adv = init[rows] if isinstance(init, Tensor) else lookup(starts, init, "attack start")()
-    x_adv = x_adv.clamp(lo, hi)
+    x_adv, m = project(x_adv, len(x)), 0 * x
     for n in counts:
         z = x_adv[:n].detach().requires_grad_()
         with torch.enable_grad():
             value = objective(z) if order is None else objective(z, order[:n])
             require(value.shape == (n,), f"objective(x') must be [{n}], not {list(value.shape)}")
             (grad,) = torch.autograd.grad(1024 * value.sum(), z)  # no sign is lost in fp16
-        x_adv[:n] = (z.detach() + alpha[:n] * grad.sign()).clamp(lo[:n], hi[:n])
+        if momentum:
+            grad = m[:n] = momentum * m[:n] + grad / length(grad, 1)
+        step = grad.sign() if linf else grad / length(grad)
+        x_adv[:n] = project(z.detach() + alpha[:n] * step, n)
     return x_adv if order is None else torch.empty_like(x_adv).index_copy_(0, order, x_adv)
 
 def against(loss: Callable, model: Callable, target: Tensor) -> Callable:
@@ -301,12 +312,23 @@ def attacked(make: Callable, model: nn.Module, x: Tensor, y: Tensor, **options) 
         return pgd(make(model, y), x, **options)
 
 pgd_ce = partial(attacked, ce_objective)  # (model, x, y, threat=Threat(...)) [Madry]
-pgd_kl = partial(attacked, kl_objective)  # (model, x, t, threat=Threat(...)) [RSLAD]
 cw_linf = partial(attacked, cw_objective)  # (model, x, y, threat=Threat(...)), the field's CW_inf
 
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor = 8 / 255) -> Tensor:
-    """One step of size eps from x itself [FGSM]."""
-    return pgd_ce(model, x, y, threat=Threat(eps, eps, 1), init="none")
+def recipe(make: Callable, share: float, steps: int, norm: str = "linf", **options) -> Callable:
+    """attack(net, x, y); most: a limit to its steps, which then go 2.5 radii in all [Madry]."""
+    def attack(net, x, y, *, eps=8 / 255, eps_l2=0.5, generator=None, most=steps):
+        radius, n = eps if norm == "linf" else eps_l2, min(steps, most)
+        alpha = radius * (share if n == steps else min(1, 2.5 / n))
+        return attacked(make, net, x, y, threat=Threat(radius, alpha, n, norm=norm),
+                        generator=generator, **options)
+    return attack
+
+fgsm = recipe(ce_objective, 1, 1, init="none")  # (model, x, y, eps=8/255), one step from x [FGSM]
+ATTACKS = dict(  # name: attack(net, x, y); at 8/255, 1/4 is 2/255
+    fgsm=fgsm,
+    pgd_sat=recipe(ce_objective, 1 / 4, 20),
+    pgd_trades=recipe(ce_objective, 0.003 * 255 / 8, 20),
+    cw=recipe(cw_objective, 1 / 4, 30))
 
 # u_i = rank(signal_i)/(B-1),  lam_i = lam_lo + (lam_hi - lam_lo) u_i,                        [ours]
 # eps_i = eps (1 + ramp (lam_i - 1)), alpha_i = alpha eps_i/eps, K_i = round(K_lo + (K - K_lo) u_i)
@@ -324,7 +346,7 @@ def instance_strength(signal: Tensor, *, threat: Threat, lam: tuple[float, float
         table = [int(steps_lo + more * (r if batch > 1 else 0.5) + 0.5) for r in range(batch)]
         table = [(sum(table) + r) // batch for r in range(batch)] if uniform else table
         steps, counts = torch.tensor(table, device=signal.device)[rank], active_counts(table)
-    return Threat(threat.eps * scale, threat.alpha * scale, steps, counts)
+    return Threat(threat.eps * scale, threat.alpha * scale, steps, counts, threat.norm)
 
 # ==== 4. Mutual information: lower bounds from a score matrix, in nats ============================
 # f_ij = scores[i,j] = f(x_i, y_j);   E_p: mean of the diagonal, pairs of the joint distribution;
@@ -414,7 +436,7 @@ class Taps:
             if held == name.rpartition(".")[0] or next(module.children(), None) is not None:
                 self.maps[size] = name, output  # a stage, not the first layer of the next
     def take(self) -> dict[str, Tensor]:
-        """The maps of the latest pass; they are let go of, so that no graph outlives its step."""
+        """The maps of the latest pass, once: no graph outlives its step."""
         maps, self.maps = self.maps, {}
         return {key if key == "penultimate" else name: f for key, (name, f) in maps.items()}
     def close(self) -> None:
@@ -523,12 +545,13 @@ class InfoARD(nn.Module):
 class Step:
     """One batch and the logits [B,K] on it, each pass made when it is first asked for: t, t_adv of
     the teacher on x, x_adv; t_nat of MTARD's second one; s, s_adv of the student in train mode.
-    progress: the share of training that is done. memory: tensors kept between steps."""
+    progress: the share of training done. memory: kept between steps. terms: of the loss, to log."""
     def __init__(self, student: nn.Module, teacher: nn.Module | None, x: Tensor, y: Tensor, *,
                  cfg: Config, info: InfoARD | None = None, generators: dict | None = None,
                  teacher_nat: nn.Module | None = None, progress: float = 0.0,
-                 memory: dict | None = None):
+                 estimators: nn.Module | None = None, memory: dict | None = None):
         self.student, self.teacher, self.teacher_nat = student, teacher, teacher_nat
+        self.estimators, self.terms = estimators, {}
         self.x, self.y, self.x_adv, self.progress = x, y, x, progress
         self.cfg, self.info, self.maps = cfg.resolved(), info, {}
         self.alpha, self.beta = self.cfg.alpha, self.cfg.beta
@@ -564,11 +587,12 @@ class Step:
         """The framework's loss plus InfoARD's, on the same passes."""
         name = self.cfg.framework
         require(self.teacher or name not in NEED_TEACHER, f"framework {name} needs a teacher")
-        require(self.teacher_nat or name != "mtard", "framework mtard needs a teacher_nat")
+        require(self.teacher_nat or name not in NEED_NATURAL, f"{name} needs a teacher_nat")
         loss = lookup(FRAMEWORKS, name, "framework")(self)
         if self.info and self.info.weights:
             _ = self.t, self.s_adv  # made here if the framework made no such pass
             loss = loss + self.info.loss(self.maps["student_taps"], self.maps["teacher_taps"])
+            self.terms |= self.info.terms
         return loss
 
 def natural(step: Step) -> Tensor:
@@ -658,7 +682,8 @@ def saad(step: Step) -> Tensor:
 
 FRAMEWORKS = dict(natural=natural, at=at, trades=trades, ard=ard, rslad=rslad, iad=iad, adaad=adaad,
                   mtard=mtard, igdm=igdm, saad=saad)
-NEED_TEACHER = tuple(FRAMEWORKS)[3:]
+NEED_TEACHER, NEED_NATURAL = list(FRAMEWORKS)[3:], ["mtard"]
+SCORES = dict(natural="val_clean")  # by what `best` is chosen; else val_pgd
 
 # ==== 7. Models, teachers =========================================================================
 # Layers in a row, named as in files in the wild (kuangliu's CIFAR nets, TRADES' WideResNet), so
@@ -685,7 +710,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = conv(c_in, c, 3, stride), nn.BatchNorm2d(c)
         self.conv2, self.bn2 = conv(c, c), nn.BatchNorm2d(c)
-        change = (conv(c_in, c, 1, stride), nn.BatchNorm2d(c)) if stride > 1 or c_in != c else ()
+        change = (conv(c_in, c, 1, stride), nn.BatchNorm2d(c)) if c_in != c else ()
         self.shortcut = nn.Sequential(*change)
     def forward(self, x: Tensor) -> Tensor:
         f = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -693,16 +718,16 @@ class BasicBlock(nn.Module):
 
 class PreActBlock(nn.Module):
     """1603.05027: bn-act-conv twice + shortcut from after the first act; wide: with WRN's names."""
-    def __init__(self, c_in: int, c: int, stride: int, act: Callable = F.relu, wide: bool = False):
+    def __init__(self, c_in: int, c: int, stride: int, act: type = nn.ReLU, wide: bool = False):
         super().__init__()
         self.bn1, self.conv1 = nn.BatchNorm2d(c_in), conv(c_in, c, 3, stride)
-        self.bn2, self.conv2, self.act = nn.BatchNorm2d(c), conv(c, c), act
-        self.short = "convShortcut" if wide else "shortcut"
-        change = conv(c_in, c, 1, stride) if stride > 1 or c_in != c else None
-        setattr(self, self.short, change if wide or not change else nn.Sequential(change))
+        self.bn2, self.conv2, self.act = nn.BatchNorm2d(c), conv(c, c), act()
+        change = conv(c_in, c, 1, stride) if c_in != c else None
+        self.convShortcut = change if wide else None
+        self.shortcut = nn.Sequential(change) if change and not wide else None
     def forward(self, x: Tensor) -> Tensor:
-        f, shortcut = self.act(self.bn1(x)), getattr(self, self.short)
-        x = x if shortcut is None else shortcut(f)
+        f, change = self.act(self.bn1(x)), self.convShortcut or self.shortcut
+        x = change(f) if change else x
         return self.conv2(self.act(self.bn2(self.conv1(f)))) + x
 
 class InvertedBlock(nn.Module):
@@ -735,7 +760,7 @@ def in_a_row(size: int, conv1: nn.Conv2d, *, head: nn.Linear, name: str = "linea
 
 def resnet(classes: int = 10, size: int = 32, blocks=(2, 2, 2, 2), preact: bool = False,
            final_bn: bool = True) -> nn.Sequential:
-    """ResNet, or PreActResNet with the batch norm before the head that some files lack."""
+    """ResNet, or PreActResNet with the batch norm before its head that some files lack."""
     block = PreActBlock if preact else BasicBlock
     layers = {f"layer{i + 1}": stage(block, max(64, 32 << i), 64 << i, n, 1 + (i > 0))
               for i, n in enumerate(blocks)}
@@ -744,14 +769,14 @@ def resnet(classes: int = 10, size: int = 32, blocks=(2, 2, 2, 2), preact: bool 
     return in_a_row(size, conv(3, 64), **first, **layers, **last, head=nn.Linear(512, classes))
 
 def wide_resnet(classes: int = 10, size: int = 32, depth: int = 34, width: int = 10,
-                act: str = "relu", bias: bool = True) -> nn.Sequential:
-    """WideResNet, 1605.07146, depth = 6n + 4; act: relu, or silu for files trained with it."""
-    block = partial(PreActBlock, act=getattr(F, act), wide=True)
-    c, n = (16, 16 * width, 32 * width, 64 * width), (depth - 4) // 6
+                act: type = nn.ReLU, bias: bool = True) -> nn.Sequential:
+    """WideResNet, 1605.07146, depth = 6n + 4; act: nn.ReLU or, as some files, nn.SiLU."""
+    block, n = partial(PreActBlock, act=act, wide=True), (depth - 4) // 6
+    c = 16, 16 * width, 32 * width, 64 * width
     layers = {f"block{i}": nn.Sequential(OrderedDict(
         layer=stage(block, c[i - 1], c[i], n, 1 + (i > 1)))) for i in (1, 2, 3)}
-    layers |= dict(bn1=nn.BatchNorm2d(c[3]), act=nn.ReLU() if act == "relu" else nn.SiLU())
-    return in_a_row(size, conv(3, 16), **layers, head=nn.Linear(c[3], classes, bias), name="fc")
+    return in_a_row(size, conv(3, 16), **layers, bn1=nn.BatchNorm2d(c[3]), act=act(),
+                    head=nn.Linear(c[3], classes, bias), name="fc")
 
 def mobilenet_v2(classes: int = 10, size: int = 32) -> nn.Sequential:
     blocks, c_in = [], 32
@@ -765,80 +790,77 @@ def mobilenet_v2(classes: int = 10, size: int = 32) -> nn.Sequential:
 
 def tiny(classes: int = 10, size: int = 32, width: int = 16) -> nn.Sequential:
     """Four convolutions, for the demo, for tests and for constrained hardware."""
-    def layer(c_in, stride):
-        return nn.Sequential(conv(c_in, 2 * c_in, 3, stride), nn.BatchNorm2d(2 * c_in), nn.ReLU())
-    return in_a_row(size, conv(3, width, 3, 2), bn1=nn.BatchNorm2d(width), relu=nn.ReLU(),
-                    layer1=layer(width, 2), layer2=layer(2 * width, 2), layer3=layer(4 * width, 1),
-                    head=nn.Linear(8 * width, classes))
+    c, conv1 = [width, 2 * width, 4 * width, 8 * width], conv(3, width, 3, 2)
+    layers = {f"layer{i}": nn.Sequential(conv(c[i - 1], c[i], 3, 1 + (i < 3)),
+                                         nn.BatchNorm2d(c[i]), nn.ReLU()) for i in (1, 2, 3)}
+    return in_a_row(size, conv1, bn1=nn.BatchNorm2d(width), relu=nn.ReLU(), **layers,
+                    head=nn.Linear(c[3], classes))
 
 MODELS = dict(resnet18=resnet, preact_resnet18=partial(resnet, preact=True), wrn_34_10=wide_resnet,
               mobilenet_v2=mobilenet_v2, tiny=tiny, tiny_wide=partial(tiny, width=32))
+WRAPPERS = {}  # suffix of a model's name: the wrapper(net, size)
 PUBLISHED = dict(  # CIFAR-10 clean accuracy in RobustBench, where a teacher's name contains:
     Chen2021LTD_WRN34_10=85.21, Chen2021LTD_WRN34_20=86.03, Zhang2019Theoretically=84.92,
     Gowal2021Improving_28_10=87.50, Wang2023Better_WRN_28_10=92.44, Bartoldson2024=93.68)
 
 def build_model(name: str, classes: int = 10, size: int = 32, **options) -> nn.Module:
-    """A net of MODELS or any wrn_<depth>_<width>[_silu] with depth 6n + 4."""
+    """A net of MODELS or any wrn_<depth>_<width>[_silu] with depth 6n + 4, maybe with a suffix."""
+    for suffix, wrap in WRAPPERS.items():
+        if name.endswith(suffix):
+            return wrap(build_model(name.removesuffix(suffix), classes, size, **options), size)
     wide = re.fullmatch(r"wrn_(\d+)_([1-9]\d*)(_silu)?", name)
-    if wide and int(wide[1]) >= 10 and int(wide[1]) % 6 == 4:
-        options |= dict(depth=int(wide[1]), width=int(wide[2]), act="silu" if wide[3] else "relu")
-        return wide_resnet(classes, size, **options)
+    if wide and int(wide[1]) in range(10, 10_000, 6):
+        act = nn.SiLU if wide[3] else nn.ReLU
+        return wide_resnet(classes, size, int(wide[1]), int(wide[2]), act, **options)
     return lookup(MODELS, name, "model")(classes, size, **options)
 
 def load_tensors(path: str | Path) -> dict:
     """A checkpoint file as a dict, with weights_only, or one line that says what is wrong."""
     require(Path(path).is_file(), f"no checkpoint file at {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception:  # whatever a broken file makes the unpickler raise
-        raise InfoardError(f"{path} is truncated or no PyTorch file, or it holds code: get it "
-                           "again, or save its state_dict() alone") from None
-    require(isinstance(state, dict), f"{path} holds no state dict but a {type(state).__name__}")
-    return state
+        raise InfoardError(f"{path} is truncated or no PyTorch file, or it holds code or no dict: "
+                           "get it again, or save its state_dict() alone") from None
 
 def unwrap(state: dict) -> tuple[dict[str, Tensor], list[Tensor]]:
     """(weights, normaliser) of a file, out of dicts, DataParallel, compile, SWA, Sequential."""
-    nested = ("state_dict", "model_state_dict", "ema", "net", "model", "rmodel", "best", "last")
+    nested = "state_dict model_state_dict ema net model rmodel best last".split()
     while inner := [state[k] for k in nested if isinstance(state.get(k), dict)]:
         state = inner[0]
-    state = {k: v for k, v in state.items() if isinstance(v, Tensor) and k != "n_averaged"}
-    norm = [k for k in state if k.split(".")[-1] in ("mu", "sigma", "mean", "std")]
-    norm = [state.pop(k) for k in sorted(norm, key=lambda k: k.split(".")[-1])]
-    while all("." in k for k in state) and len({k.partition(".")[0] for k in state}) == 1:
-        state = {k.partition(".")[2]: v for k, v in state.items()}  # a prefix that all keys have
-    return {k: v for k, v in state.items() if not k.startswith("sub_block1.")}, norm
+    norm = [state[k] for k in sorted(state) if re.fullmatch(r"(.*\.)?(mu|sigma|mean|std)", k)]
+    other = r"(.*\.)?(mu|sigma|mean|std|n_averaged|sub_block1\..*)"
+    state = {k: v for k, v in state.items() if isinstance(v, Tensor) and not re.fullmatch(other, k)}
+    prefix = os.path.commonprefix(list(state)).rfind(".") + 1  # as long as all keys have it
+    return {k[prefix:]: v for k, v in state.items()}, norm
 
 def infer_arch(state: dict[str, Tensor]) -> tuple[str, dict]:
     """(name, options) of the net that bare weights belong to."""
-    blocks = [len(fnmatch.filter(state, f"layer{i}.*.conv2.weight")) for i in (1, 2, 3, 4)]
-    if first := fnmatch.filter(state, "block1.layer.*.conv2.weight"):
-        width = len(state[first[0]]) // 16
-        return f"wrn_{6 * len(first) + 4}_{width}", dict(bias="fc.bias" in state)
+    wide, *blocks = (sum(bool(re.fullmatch(rf"{part}\.\d+\.conv2\.weight", k)) for k in state)
+                     for part in ("block1.layer", "layer1", "layer2", "layer3", "layer4"))
+    if wide:
+        width = len(state["block1.layer.0.conv2.weight"]) // 16
+        return f"wrn_{6 * wide + 4}_{width}", dict(bias="fc.bias" in state)
     if all(blocks) and "linear.weight" in state:
         name = "resnet18" if "bn1.weight" in state else "preact_resnet18"
         return name, dict(blocks=blocks, final_bn="bn.weight" in state)
     if "layers.16.conv3.weight" in state:
         return "mobilenet_v2", {}
-    if "layer3.0.weight" in state:
-        return "tiny", dict(width=len(state["conv1.weight"]))
-    raise InfoardError(f"holds weights of a net unknown here (first key {next(iter(state), None)!r}"
-                       "; torchvision's? DeepMind's?): use robustbench:ID or module:factory")
+    require("layer3.0.weight" in state, "a net unknown here (torchvision's? DeepMind's?)"
+            ": use robustbench:ID or module:factory")
+    return "tiny", dict(width=len(state["conv1.weight"]))
 
 def load_weights(path: str | Path, arch="", size: int = 32, norm: str = "none") -> nn.Module:
     """A net from any state-dict file: unwrapped, architecture from the keys, strictly loaded."""
     file = load_tensors(path)
     state, normaliser = unwrap(file)
-    if file.get("format") == "infoard-1":
-        arch = arch or file["config"]["student"]
-    try:
-        name, options = infer_arch(state)
-        require((arch or name).startswith(name), f"holds a {name}, not the {arch} asked for")
-        head = next((state[k] for k in ("fc.weight", "linear.weight") if k in state), [])
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
-            net = build_model(arch or name, len(head), file.get("size", size), **options)
-        net.load_state_dict(state, assign=True)
-    except (InfoardError, RuntimeError) as error:
-        raise InfoardError(f"{path} {' '.join(str(error).split())[:300]}") from None
+    name, options = infer_arch(state)
+    arch = arch or (file["config"]["student"] if file.get("format") == "infoard-1" else name)
+    require(arch.startswith(name), f"holds a {name}, not the {arch} asked for")
+    head = state.get("fc.weight", state.get("linear.weight", ()))
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
+        net = build_model(arch, len(head), file.get("size", size), **options)
+    net.load_state_dict(state, assign=True)
     net[0] = Normalize(*(normaliser or lookup(NORMS, norm, "normalisation")))
     return net.float()
 
@@ -857,15 +879,15 @@ def load_teacher(path_or_id: str, arch: str | None = None, num_classes: int | No
         else:
             sys.path.append(os.getcwd())
             net = getattr(importlib.import_module(module), name)()
-        require(isinstance(net, nn.Module), f"{path_or_id} gives {type(net)}, no nn.Module")
+        require(isinstance(net, nn.Module), f"{type(net)} is no nn.Module")
         net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         z = predict(net, torch.full((2, 3, size, size), 0.5, device=device))  # [2, K]
+        k = z.shape[1]
+        require(num_classes in (k, None), f"has {k} classes, the data have {num_classes}")
+        require((z < 0).any() or (z.sum(1) - 1).abs().max() > 1e-4, "probabilities, not logits")
     except Exception as error:  # whatever foreign code raises
-        raise InfoardError(f"teacher {path_or_id}: {str(error) or type(error).__name__}") from None
-    require(num_classes in (z.shape[1], None),
-            f"{path_or_id} has {z.shape[1]} classes, the data have {num_classes}")
-    require((z < 0).any() or (z.sum(1) - 1).abs().max() > 1e-4,
-            f"{path_or_id} returns probabilities: wrap it to return logits")
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InfoardError(f"{path_or_id}: {why}") from None
     return net
 
 # ==== 8. Data =====================================================================================
@@ -900,141 +922,118 @@ def render_shapes(train: int = 10_000, test: int = 2_000, size: int = 32, seed: 
     images = (images.clamp(0, 1) * 255).round().byte().contiguous(memory_format=torch.channels_last)
     return Data(images[:train], labels[:train], images[train:], labels[train:], list(SHAPES))
 
-PLACES = dict(  # archive or files, folder, something in it, torchvision's names of its parts
-    cifar10=("cifar-10-python.tar.gz", "cifar-10-batches-py", "data_batch_1", (True, False)),
-    cifar100=("cifar-100-python.tar.gz", "cifar-100-python", "train", (True, False)),
-    svhn=("train_32x32.mat and test_32x32.mat", "", "train_32x32.mat", ("train", "test")),
-    tinyimagenet=("tiny-imagenet-200.zip", "tiny-imagenet-200", "train", ()),
-    folder=("train and test", "", "train", ()))
+TORONTO, STANFORD = "https://www.cs.toronto.edu/~kriz", "http://cs231n.stanford.edu"
+PLACES = dict(  # archive or files, folder, something in it, site
+    cifar10=("cifar-10-python.tar.gz", "cifar-10-batches-py", "data_batch_1", TORONTO),
+    cifar100=("cifar-100-python.tar.gz", "cifar-100-python", "train", TORONTO),
+    svhn=("train_32x32.mat and test_32x32.mat", "", "test_32x32.mat",
+          "http://ufldl.stanford.edu/housenumbers"),
+    tinyimagenet=("tiny-imagenet-200.zip", "tiny-imagenet-200", "val", STANFORD),
+    folder=("train and test", "", "train", None))
 DATASETS = ("shapes", *PLACES)
 
-def cached(cache: Path, name: str, source: Path, fill: Callable) -> Path:
-    """The folder that fill(source, folder) makes, once for each state of the files in source."""
+def locate(name: str, root: Path) -> Path | None:
+    """The folder or archive of a data set: root itself, or something in it."""
+    archive, inner, key, _ = PLACES[name]
+    below = sorted(root.glob("*/")) if name == "folder" else []
+    found = [p for p in (root / inner, root, *below) if (p / key).exists()]
+    return next(iter(found + [p for p in (root, root / archive) if p.is_file()]), None)
+
+def open_parts(name: str, place: Path) -> list:
+    """Training and test images by torchvision, as sequences of (image, label)."""
+    from torchvision import datasets
+    if kind := getattr(datasets, name.upper(), None):
+        parts = ("train", "test") if name == "svhn" else (True, False)
+        unchecked = dict(_check_integrity=lambda self: True, base_folder="",
+                         meta=getattr(kind, "meta", {}) | dict(md5=None))
+        return [type(name, (kind,), unchecked)(place, part) for part in parts]
+    train, notes = datasets.ImageFolder(place / "train"), place / "val/val_annotations.txt"
+    labelled = any((place / "test" / k).is_dir() for k in train.classes)
+    test = datasets.ImageFolder(place / ("test" if labelled else "val"))
+    lines = notes.read_text().splitlines() if notes.exists() else []  # Tiny-ImageNet's labels
+    truth = dict(line.split("\t")[:2] for line in lines)
+    test.samples = [(file, train.class_to_idx[truth.get(Path(file).name, test.classes[k])])
+                    for file, k in test.samples]
+    return [train, test]
+
+def decode(parts: list, size: int, store: str) -> dict:
+    """Writes images [N,H,W,3] to the file store, in `size` pixels or those of the first image."""
+    from PIL import ImageOps
+    shape, labels = (size, size) if size else None, []
+    with open(store, "wb") as f:
+        for part, i in progress_bar([(p, i) for p in parts for i in range(len(p))], "decoding"):
+            try:
+                image, label = part[i]
+            except (OSError, SyntaxError) as error:
+                file = part.samples[i][0]
+                raise InfoardError(f"image {file} is corrupt ({error}): replace it") from None
+            shape = shape or image.size  # width, height
+            f.write(ImageOps.fit(image, shape).tobytes())
+            labels.append(label)
+    classes = list(map(str, getattr(parts[0], "classes", range(10))))
+    return dict(labels=labels, train=len(parts[0]), shape=(*shape[::-1], 3), classes=classes)
+
+def read_cached(name: str, source: Path, size: int, cache: Path) -> Data:
+    """A folder or archive, memory-mapped; it is decoded once for each state of its files."""
     files = sorted(Path(d, f) for d, _, names in os.walk(source) for f in names) or [source]
     state = "".join(f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}\n" for f in files)
-    folder = cache / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
-    if not folder.exists():
-        part = Path(f"{folder}.part{os.getpid()}")
-        part.mkdir(parents=True, exist_ok=True)
-        try:
-            fill(source, part)
-            if not folder.exists():  # another process was first
-                part.rename(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    return folder
-
-def locate(name: str, root: Path, cache: Path) -> Path | None:
-    """The folder of a data set: root is its parent, the folder itself, its archive, or has that."""
-    archive, inner, key, _ = PLACES[name]
-    for place in [root / inner, root] + (sorted(root.glob("*/")) if name == "folder" else []):
-        if (place / key).exists():
-            return place
-    archive = root if root.is_file() else root / archive
-    if not archive.is_file():
-        return None
-    unpack = partial(shutil.unpack_archive, filter=None if archive.suffix == ".zip" else "data")
-    return locate(name, cached(cache, archive.name, archive, unpack), cache)
-
-def read_arrays(name: str, place: Path) -> Data:
-    """CIFAR-10, CIFAR-100 or SVHN by torchvision; re-packed files are welcome."""
-    from torchvision import datasets
-    kind, arrays = getattr(datasets, name.upper()), []
-    lenient = type(name, (kind,), dict(_check_integrity=lambda self: True, base_folder="",
-                                       meta=getattr(kind, "meta", {}) | dict(md5=None)))
-    for part in PLACES[name][3]:
-        found = lenient(place, part)
-        x = found.data.transpose(0, 2, 3, 1) if name == "svhn" else found.data  # [N,H,W,3]
-        y = found.labels if name == "svhn" else found.targets
-        arrays.append(torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2))
-        arrays.append(torch.as_tensor(y, dtype=torch.long))
-    classes = list("0123456789") if name == "svhn" else list(map(str, found.classes))
-    return Data(*arrays, classes, flip=name != "svhn")
-
-def read_folder(name: str, place: Path, size: int, cache: Path) -> Data:
-    """Images in train/ and test/ or val/, or Tiny-ImageNet's, memory-mapped from cache."""
-    folder = cached(cache, f"{name}-{size}", place, partial(decode, size=size))
-    x_train, x_test = (torch.from_numpy(np.load(folder / f"{part}.npy", mmap_mode="c"))
-                       .permute(0, 3, 1, 2) for part in ("train", "test"))
-    return Data(x_train=x_train, x_test=x_test, **load_tensors(folder / "labels.pt"))
-
-def decode(place: Path, to: Path, size: int) -> None:
-    """Image files as uint8 [N,H,W,3] in .npy files, in `size` pixels or those of the first."""
-    from PIL import Image, ImageOps
-    from torchvision.datasets import ImageFolder
-    train, val = ImageFolder(place / "train"), place / "val"
-    if (val / "images").is_dir() and (val / "val_annotations.txt").exists():
-        lines = (val / "val_annotations.txt").read_text().splitlines()
-        truth = [line.split("\t")[:2] for line in lines]
-        test = [(val / "images" / f, train.class_to_idx[k]) for f, k in truth]
-    else:
-        known = [p for p in ("test", "val") for k in train.classes if (place / p / k).is_dir()]
-        require(known, f"{place} has neither test/ nor val/ with the classes of train/")
-        other = ImageFolder(place / known[0])
-        test = [(f, train.class_to_idx[other.classes[k]]) for f, k in other.samples]
-    labels = dict(classes=train.classes)
-    width, height = (size, size) if size else Image.open(train.samples[0][0]).size
-    for part, samples in dict(train=train.samples, test=test).items():
-        labels[f"y_{part}"] = torch.tensor([k for _, k in samples])
-        shape = len(samples), height, width, 3
-        store = np.lib.format.open_memmap(to / f"{part}.npy", "w+", np.uint8, shape)
-        try:
-            for i, (file, _) in enumerate(progress_bar(samples, "decoding")):
-                store[i] = ImageOps.fit(Image.open(file).convert("RGB"), (width, height))
-        except (OSError, SyntaxError) as error:
-            raise InfoardError(f"image {file} is corrupt ({error}): replace or delete it") from None
-    save(to / "labels.pt", labels)
+    facts = cache / f"{name}-{size}-{hashlib.sha256(state.encode()).hexdigest()[:12]}.json"
+    images = facts.with_suffix(".images")
+    if not facts.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as work:
+            if source.is_file():
+                shutil.unpack_archive(source, work, filter=("data", None)[source.suffix == ".zip"])
+                source = locate(name, Path(work)) or Path(work)
+            found = decode(open_parts(name, source), size, f"{work}/.images")
+            os.replace(f"{work}/.images", images)
+            save(facts, found)
+    found = json.loads(facts.read_text())
+    x = torch.from_numpy(np.memmap(images, np.uint8, "c").reshape(-1, *found["shape"]))
+    x, y, n = x.permute(0, 3, 1, 2), torch.tensor(found["labels"]), found["train"]
+    return Data(x[:n], y[:n], x[n:], y[n:], found["classes"], flip=name != "svhn")
 
 def load_dataset(name: str, data_dir: str | Path = "data", *, download: bool = True,
                  image_size: int = 0, cache: str | Path = "runs/cache") -> Data:
     """A data set by name as uint8 tensors; data_dir: its parent, its folder or its archive."""
     if lookup(DATASETS, name, "data set") == "shapes":
         return render_shapes()
-    root, cache, (archive, inner, _, parts) = Path(data_dir), Path(cache), PLACES[name]
+    root, (archive, inner, _, site) = Path(data_dir), PLACES[name]
     hint = f"put {archive}{f' or {inner}/' if inner else ''} there, or name its --data-dir"
     try:
-        place = locate(name, root, cache)
-        if place is None and download and name != "folder":
-            from torchvision import datasets
-            print(f"downloading {name} to {root}")
-            for part in parts:
-                getattr(datasets, name.upper())(root, part, download=True)
-            if name == "tinyimagenet":
-                url = f"http://cs231n.stanford.edu/{archive}"
-                datasets.utils.download_and_extract_archive(url, root)
-            place = locate(name, root, cache)
-        require(place, f"no {name} in {root}: {hint}")
-        read = read_arrays if parts else partial(read_folder, size=image_size, cache=cache)
-        return read(name, place)
+        if download and site and not locate(name, root):
+            root.mkdir(parents=True, exist_ok=True)
+            for file in archive.split(" and "):
+                print(f"downloading {site}/{file} to {root}")
+                torch.hub.download_url_to_file(f"{site}/{file}", root / file)
+        source = locate(name, root)
+        require(source, f"no {name} in {root}: {hint}")
+        return read_cached(name, source, image_size, Path(cache))
+    except (InfoardError, ImportError):
+        raise
     except Exception as error:  # whatever broken files and networks make their readers raise
-        known = InfoardError, PermissionError, ImportError
-        if isinstance(error, known) or "No space" in str(error):
-            raise
         raise InfoardError(f"no usable {name} in {root} ({error}): {hint}") from None
 
 def class_balanced(y: Tensor, n: int) -> Tensor:
     """Sorted indices of n images, spread evenly over the classes; always the same ones."""
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    order, counts = order[y[order].argsort(stable=True)], y.bincount()  # class by class
-    place = torch.arange(len(y)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return order[place.argsort(stable=True)[:n]].sort().values
+    classes = [order[y[order] == k] for k in y.unique()]
+    rounds = nn.utils.rnn.pad_sequence(classes, padding_value=-1)  # [most, K]: one of each class
+    return rounds[rounds >= 0][:n].sort().values
 
 def to_float(x: Tensor, device: str | torch.device) -> Tensor:
     """uint8 (or float) images as float in [0,1] on the device, channels last."""
-    x = x.to(device, non_blocking=True)
-    x = x.float() / 255 if x.dtype == torch.uint8 else x
-    return x.contiguous(memory_format=torch.channels_last)
+    x = x.to(device, memory_format=torch.channels_last, non_blocking=True)
+    return x.float() / 255 if x.dtype == torch.uint8 else x
 
 def augment(x: Tensor, generator: torch.Generator, pad: int = 4, flip: bool = True) -> Tensor:
     """Random crop after zero padding, random mirror image; all at once: [B,C,H,W] -> like x."""
     b, _, h, w = x.shape
-    down, right = torch.randint(0, 2 * pad + 1, (2, b, 1), generator=generator)
-    mirror = (torch.rand(b, 1, generator=generator) < 0.5) & flip
-    rows = down + torch.arange(h)  # [B, H]
-    columns = right + torch.where(mirror, torch.arange(w).flip(0), torch.arange(w))  # [B, W]
-    places = torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]
-    picture, rows, columns = (place.to(x.device) for place in places)
-    return F.pad(x, (pad,) * 4)[picture, :, rows, columns].permute(0, 3, 1, 2)
+    down, right = torch.randint(0, 2 * pad + 1, (2, b), generator=generator).to(x.device)
+    mirror = ((torch.rand(b, 1, 1, 1, generator=generator) < 0.5) & flip).to(x.device)
+    windows = F.pad(x, (pad,) * 4).unfold(2, h, 1).unfold(3, w, 1)  # [B,C,2 pad+1,2 pad+1,H,W]
+    x = windows[torch.arange(b, device=x.device), :, down, right]
+    return torch.where(mirror, x.flip(3), x)
 
 # ==== 9. Evaluation ===============================================================================
 def correct(net: nn.Module, x: Tensor, y: Tensor, attack=None, size=256, text="") -> Tensor:
@@ -1056,21 +1055,12 @@ def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int)
     accuracy, plain = percent(correct(net, x, y)), name.lower().replace("-", "_")
     known = [f", published {v}" for k, v in PUBLISHED.items() if k.lower() in plain][:classes == 10]
     print(f"teacher {name}: clean accuracy {accuracy} on {len(x)} test images{''.join(known)}")
-    least = min(200 / classes, 50 + 50 / classes)
-    require(accuracy > least, f"teacher {name} has clean accuracy {accuracy}, chance is "
-            f"{100 / classes:.1f}: wrong file or class order, --teacher-norm or --teacher-epochs")
+    require(accuracy > min(200 / classes, 50 + 50 / classes), f"teacher {name} has clean accuracy "
+            f"{accuracy}, chance is {100 / classes:.1f}: wrong file, --teacher-norm or -epochs?")
 
-ATTACKS = dict(  # the attack, its step in units of eps (2/255 and 0.003 at 8/255), its steps
-    fgsm=(pgd_ce, 1, 1), pgd_sat=(pgd_ce, 1 / 4, 20), pgd_trades=(pgd_ce, 0.003 * 255 / 8, 20),
-    cw=(cw_linf, 1 / 4, 30))
-ASKED = dict(clean=(), fgsm=("fgsm",), pgd=("pgd_sat", "pgd_trades"), cw=("cw",), apgd=(), aa=())
-METRICS = ("clean", "fgsm", "pgd_sat", "pgd_trades", "cw", "apgd", "aa", "worst", "worst_class")
-
-def standard(name: str, eps: float, g: torch.Generator) -> Callable:
-    """attack(net, x, y) of a name in ATTACKS."""
-    attack, share, steps = ATTACKS[name]
-    return partial(attack, threat=Threat(eps, eps * share, steps), generator=g,
-                   init="none" if steps == 1 else "uniform")
+ASKED = dict(clean=(), pgd=("pgd_sat", "pgd_trades"), apgd=(), aa=())
+METRICS = ["clean", *ATTACKS, "apgd", "aa", "worst", "worst_class"]
+OUTSIDE = []  # attacks outside the L-infinity ball: no part of `worst`
 
 def autoattack(net: nn.Module, eps: float, seed: int, classes: int) -> Callable:
     """attack(part, net, x, y), for the parts of AutoAttack [AA]."""
@@ -1089,39 +1079,47 @@ def interval(share: float, n: int) -> list[float]:
     return [round(100 * (share + z * z / 2 + d) / (1 + z * z), 2) for d in (-half, half)]
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255,
-             attacks: str = "clean,fgsm,pgd,cw,apgd", batch_size: int = 256,
-             classes: int | None = None, seed: int = 0) -> dict:
-    """Accuracies in per cent under L-infinity attacks of radius eps; x [N,C,H,W] uint8 or in [0,1].
+             eps_l2: float = 0.5, attacks: str = "clean,fgsm,pgd,cw,apgd", batch_size: int = 256,
+             classes: int | None = None, seed: int = 0, source: nn.Module | None = None) -> dict:
+    """Accuracies in per cent under attacks of radius eps or eps_l2; x [N,C,H,W] uint8 or in [0,1].
     A sample is robust if it is right on x and on x'. pgd: PGD-20 with steps of 2/255 (sat), 0.003
-    (trades); cw: CW_inf, 30 steps; apgd: AutoAttack's APGD-CE and APGD-T; aa: all of it; worst: all
-    that was run; worst_class: its weakest class; ci95: Wilson's; warnings: of masked gradients."""
-    wanted = [w.strip() for w in attacks.split(",")]
-    names = [name for w in wanted for name in lookup(ASKED, w, "attack")]
+    (trades); cw: CW_inf, 30 steps; apgd: AutoAttack's APGD-CE and APGD-T; aa: all of it; more in
+    ATTACKS; worst: all L-infinity ones that were run; worst_class: of it; ci95: Wilson's; warnings:
+    of masked gradients. source: the net that is attacked in the model's place (transfer)."""
+    wanted, known = attacks.replace(" ", "").split(","), {k: (k,) for k in ATTACKS} | ASKED
+    names = [name for w in wanted for name in lookup(known, w, "attack")]
     require(len(x) and (x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1),
             "evaluate needs images in [0, 1]: normalise inside the model")
     classes, clean = classes or int(y.max()) + 1, correct(model, x, y, None, batch_size)
-    g = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    g, seen = torch.Generator(next(model.parameters()).device).manual_seed(seed), source or model
     def still_right(before: Tensor, attack: Callable, text: str = "") -> Tensor:
         after = before.clone()  # who is lost stays lost
-        after[before] = correct(model, x[before], y[before], attack, batch_size, text)
+        after[before] = correct(model, x[before], y[before], lambda _, *xy: attack(seen, *xy),
+                                batch_size, text)
         return after
-    right = {name: still_right(clean, standard(name, eps, g), name) for name in names}
+    attack = {k: partial(f, eps=eps, eps_l2=eps_l2, generator=g) for k, f in ATTACKS.items()}
+    right = {name: still_right(clean, attack[name], name) for name in names}
     some = clean.nonzero().squeeze(1)[::int(clean.sum()) // 256 + 1] if "pgd" in wanted else []
-    far = correct(model, x[some], y[some], standard("pgd_sat", 64 / 255, g), batch_size)
+    far = correct(model, x[some], y[some], partial(attack["pgd_sat"], eps=64 / 255), batch_size)
     if {"apgd", "aa"} & set(wanted):
         parts = ["apgd-ce"] + ["apgd-t"] * (classes > 3)  # the targeted loss needs four classes
         parts += ["fab-t", "square"] * ("aa" in wanted)
-        attack, alive = autoattack(model, eps, seed, classes), clean
+        standard, alive = autoattack(seen, eps, seed, classes), clean
         with torch.random.fork_rng([g.device.index or 0] if g.device.type == "cuda" else []):
             for part in parts:
-                alive = right[part] = still_right(alive, partial(attack, part), part)
+                alive = right[part] = still_right(alive, partial(standard, part), part)
         right |= dict(apgd=right.get("apgd-t", right["apgd-ce"]))
         right |= dict(aa=alive) if "aa" in wanted else {}
-    return summary(dict(clean=clean) | right, y.cpu(), classes, percent(far))
+    result = summary(dict(clean=clean) | right, y.cpu(), classes, percent(far))
+    if hasattr(model, "quality"):
+        few = to_float(x[:256], g.device)
+        result |= model.quality(few, attack["pgd_sat"](seen, few, y[:256].to(g.device)))
+    return result if source is None else result | dict(warnings=[])
 
 def summary(right: dict[str, Tensor], y: Tensor, classes: int, far: float = 0.0) -> dict:
     """The result of evaluate, from who is still right after what; far: the share at 64/255, %."""
-    right = right | dict(worst=torch.stack(list(right.values())).all(0))
+    within = [hits for name, hits in right.items() if name not in OUTSIDE]
+    right = right | dict(worst=torch.stack(within).all(0))
     result = {k: percent(right[k]) if k in right else None for k in METRICS}
     per_class = [percent(right["worst"][y == k]) for k in range(classes) if (y == k).any()]
     warnings = [f"{k} is {result['pgd_sat'] - result[k]:.1f} points under PGD-20"
@@ -1148,44 +1146,44 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """The half precision to train in; auto: bf16 where the hardware multiplies it, else none."""
     fast = dict(cuda=partial(torch.cuda.is_bf16_supported, including_emulation=False),
                 cpu=torch.cpu._is_avx512_bf16_supported).get(device.type, bool)
-    auto = torch.bfloat16 if amp == "auto" and fast() else None
-    return dict(auto=auto, bf16=torch.bfloat16, fp16=torch.float16, off=None)[amp]
+    amp = ("bf16" if fast() else "off") if amp == "auto" else amp
+    return dict(bf16=torch.bfloat16, fp16=torch.float16, off=None)[amp]
 
 class Run:
     """All that changes during a training, to be saved and brought back whole."""
-    def __init__(self, cfg: Config, data: Data, device: torch.device, teacher, teacher_nat=None):
-        self.cfg, self.data, self.device = cfg, data, device
-        self.teacher, self.teacher_nat = teacher, teacher_nat
-        self.eps_top = max(2, cfg.lam_hi) * cfg.eps or 1  # of the histogram
+    def __init__(self, cfg: Config, data: Data, device: torch.device, nets: dict):
+        self.cfg, self.data, self.device, self.nets = cfg, data, device, nets
+        teacher = nets["teacher"]
         size, dtype = data.x_train.shape[-1], amp_dtype(cfg.amp, device)
         self.label = dict(format="infoard-1", config=asdict(cfg), size=size, classes=data.classes)
-        with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
-            torch.manual_seed(cfg.seed)
+        with torch.random.fork_rng([]):  # nets are made on the CPU
+            torch.default_generator.manual_seed(cfg.seed)
             self.student = build_model(cfg.student, len(data.classes), size)
+            if prepare := getattr(FRAMEWORKS[cfg.framework], "prepare", None):
+                self.student = prepare(self.student, teacher, cfg, len(data.classes))
             self.student.to(device, memory_format=torch.channels_last)
-            self.ema = cfg.ema and AveragedModel(self.student, use_buffers=True,
-                                                 multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
+            ema = cfg.ema and AveragedModel(
+                self.student, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema), use_buffers=True)
             same = {k: getattr(cfg, k) for k in ("asa", "mim", "w_feat", "w_att", "w_rel", "tau")}
-            self.info = InfoARD(self.student, teacher, image_shape=(3, size, size), **same,
-                                lam=(cfg.lam_lo, cfg.lam_hi), dim=cfg.critic_dim) \
-                if cfg.infoard else None
-        self.evaluated = self.ema.module if self.ema else self.student
+            self.info = cfg.infoard and InfoARD(
+                self.student, teacher, image_shape=(3, size, size), dim=cfg.critic_dim,
+                lam=(cfg.lam_lo, cfg.lam_hi), **same)
+        self.evaluated = ema.module if ema else self.student
         critics = self.info.critics if self.info else nn.ModuleList()
         groups = [dict(params=list(net.parameters())) for net in (self.student, critics)]
         self.optimizer = torch.optim.SGD(groups, cfg.lr, 0.9, weight_decay=cfg.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        self.parts = dict(model=self.student, critics=critics, optimizer=self.optimizer,
+                          scaler=self.scaler) | (dict(ema=ema) if ema else {})
         self.autocast = partial(torch.autocast, device.type, dtype, enabled=dtype is not None)
         self.forward = torch.compile(self.student) if cfg.compile else self.student
         self.generators = dict(data=torch.Generator().manual_seed(cfg.seed),
                                attack=torch.Generator(device).manual_seed(cfg.seed))
-        self.parts = dict(model=self.student, critics=critics, optimizer=self.optimizer,
-                          scaler=self.scaler) | (dict(ema=self.ema) if self.ema else {})
         pool = class_balanced(data.y_train, cfg.subset or len(data.y_train))
         self.val = pool[class_balanced(data.y_train[pool], min(cfg.val_size, len(pool) // 10))]
         self.train = pool[~torch.isin(pool, self.val)]
-        self.x = data.x_train
-        if device.type == "cuda" and self.x.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
-            self.x = self.x.to(device)
+        room = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0
+        self.x = data.x_train.to(device) if data.x_train.nbytes < room else data.x_train
         self.at = dict(epoch=0, position=0, step=0, best=-1.0, best_epoch=0, seconds=0.0,
                        order=self.train, sums={}, memory={}, history=[])
     def state(self) -> dict:
@@ -1202,54 +1200,49 @@ class Run:
                 g.set_state(state["generators"][k])
         self.at = state["at"]
         for name in ("sums", "memory"):
-            self.at[name] = {k: v.to(self.device) for k, v in self.at.get(name, {}).items()}
+            self.at[name] = {k: v.to(self.device) for k, v in self.at[name].items()}
     def step(self) -> None:
         """One batch: draw, augment, attack, train, add up; no number is read from the device."""
-        cfg, at = self.cfg, self.at
+        cfg, at, draw, optimizer = self.cfg, self.at, self.generators["data"], self.optimizer
         if at["position"] == 0:
-            order = torch.randperm(len(self.train), generator=self.generators["data"])
-            at |= dict(order=self.train[order], sums={})
+            at |= dict(order=self.train[torch.randperm(len(self.train), generator=draw)], sums={})
         rows = at["order"][at["position"]:at["position"] + cfg.batch_size]
-        x = augment(self.x[rows.to(self.x.device)], self.generators["data"],
-                    self.x.shape[-1] // 8, self.data.flip)
-        x, y = to_float(x, self.device), self.data.y_train[rows].to(self.device)
+        x, y = self.x[rows.to(self.x.device)], self.data.y_train[rows].to(self.device)
+        x = to_float(augment(x, draw, x.shape[-1] // 8, self.data.flip), self.device)
         share = (at["epoch"] + at["position"] / len(self.train)) / cfg.epochs
-        for group in self.optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = cfg.lr_at(share)
         self.student.train()
         with self.autocast():
-            step = Step(self.forward, self.teacher, x, y, cfg=cfg, info=self.info,
-                        generators=self.generators, teacher_nat=self.teacher_nat, progress=share,
-                        memory=at["memory"])
+            step = Step(self.forward, x=x, y=y, cfg=cfg, info=self.info, **self.nets,
+                        generators=self.generators, progress=share, memory=at["memory"])
             loss = step.loss()
-        self.optimizer.zero_grad()
+        optimizer.zero_grad()
         self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
+        self.scaler.step(optimizer)
         self.scaler.update()
-        _ = self.ema and self.ema.update_parameters(self.student)
-        eps, steps = (torch.as_tensor(v, dtype=torch.float, device=self.device).expand(len(y))
-                      for v in (step.threat.eps, step.threat.steps))
-        terms = dict(loss=loss.detach(), **(self.info.terms if self.info else {}))
-        new = {k: v.float() * len(y) for k, v in terms.items()} | dict(
-            eps=eps.sum(), steps=steps.sum(), eps_hist=torch.histc(eps, 40, 0, self.eps_top))
+        if "ema" in self.parts:
+            self.parts["ema"].update_parameters(self.student)
+        means = dict(loss=loss, **step.terms, eps=step.threat.eps, steps=step.threat.steps)
+        new = {k: torch.as_tensor(v, dtype=torch.float, device=self.device).detach().mean() * len(y)
+               for k, v in means.items()}
         at["sums"] = {k: at["sums"].get(k, 0) + v for k, v in new.items()}
         at |= dict(position=at["position"] + len(rows), step=at["step"] + 1)
     def end_epoch(self, out: Path, seconds: float, images: int) -> dict:
         """Validation, the row of the log, best.pt if it is the best, last.pt."""
-        cfg, at, net = self.cfg, self.at, self.evaluated
-        sums = {k: v.tolist() for k, v in at["sums"].items()}
-        hist, n = sums.pop("eps_hist"), len(self.train)
-        val = self.data.x_train[self.val], self.data.y_train[self.val]
-        attack = standard("pgd_sat", cfg.eps, torch.Generator(self.device).manual_seed(0))
+        cfg, at, net, n = self.cfg, self.at, self.evaluated, len(self.train)
+        x, y = self.data.x_train[self.val], self.data.y_train[self.val]
+        g = torch.Generator(self.device).manual_seed(0)
+        attack = partial(ATTACKS["pgd_sat"], eps=cfg.eps, generator=g)
         with self.autocast():
-            clean, attacked = (correct(net, *val, a, cfg.eval_batch) for a in (None, attack))
+            clean, attacked = (correct(net, x, y, a, cfg.eval_batch) for a in (None, attack))
         at |= dict(epoch=at["epoch"] + 1, position=0, seconds=at["seconds"] + seconds)
         row = dict(epoch=at["epoch"], lr=self.optimizer.param_groups[0]["lr"],
-                   **{k: v / n for k, v in sums.items()}, val_clean=percent(clean),
-                   val_pgd=percent(clean & attacked), eps_hist=hist, eps_top=self.eps_top,
+                   **{k: v.item() / n for k, v in at["sums"].items()},
+                   val_clean=percent(clean), val_pgd=percent(clean & attacked),
                    images_per_s=round(images / seconds, 1), seconds=round(at["seconds"], 1))
         at["history"].append(row)
-        score = row["val_clean" if cfg.framework == "natural" else "val_pgd"]
+        score = row[SCORES.get(cfg.framework, "val_pgd")]
         if score > at["best"] or not len(self.val):
             at |= dict(best=score, best_epoch=at["epoch"])
             save(out / "best.pt", self.label | dict(epoch=at["epoch"], model=net.state_dict()))
@@ -1263,34 +1256,47 @@ def test_images(data: Data, n: int | None, device: torch.device) -> tuple[Tensor
     rows = class_balanced(data.y_test, n or len(data.y_test))
     return data.x_test[rows], data.y_test[rows]
 
-def get_teacher(cfg: Config, data: Data, device, path: str | None, framework: str) -> nn.Module:
-    """The teacher at path, checked; without a path, one is trained by framework and kept."""
-    arch = cfg.teacher_arch
-    if path is None:
-        arch = arch or replace(cfg, teacher=None).resolved().teacher_arch
-        same = "dataset data_dir subset val_size image_size eps steps step_size lr amp batch_size"
-        recipe = {k: getattr(cfg, k) for k in same.split()} | dict(
-            student=arch, framework=framework, epochs=cfg.teacher_epochs)
-        key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
-        out = f"runs/teachers/{cfg.dataset}-{arch}-{framework}-{key}"
-        if not Path(out, "results.json").exists():
-            print(f"no teacher named: training one, kept in {out}")
-            here = {k: getattr(cfg, k) for k in ("download", "device", "eval_subset")}
-            train(Config(**recipe, **here, out=out, infoard=False, figures=False, resume=True,
-                         attacks="clean,pgd"))
-        path = f"{out}/best.pt"
-    teacher = load_teacher(path, arch, len(data.classes), size=data.x_train.shape[-1],
-                           norm=cfg.teacher_norm, dataset=cfg.dataset, device=device)
-    check_teacher(teacher, *test_images(data, 1000, device), path, len(data.classes))
-    return teacher
+def trained(cfg: Config, framework: str, arch: str, teacher: str | None = None, **more) -> str:
+    """best.pt of a net that is trained once with these settings, and then kept."""
+    same = "dataset data_dir subset val_size image_size eps steps step_size lr amp batch_size"
+    recipe = {k: getattr(cfg, k) for k in same.split()} | dict(
+        student=arch, framework=framework, epochs=cfg.teacher_epochs) | more
+    key = json.dumps(recipe) + (digest(teacher) or teacher if teacher else "")
+    key = hashlib.sha256(key.encode()).hexdigest()[:8]
+    out = Path(f"runs/teachers/{cfg.dataset}-{arch}-{framework}-{key}")
+    if not (out / "results.json").exists():
+        print(f"training by {framework} what is missing, kept in {out}")
+        here = {k: getattr(cfg, k) for k in ("download", "device", "eval_subset")}
+        train(**here | recipe, teacher=teacher, out=str(out), infoard=False, attacks="clean,pgd",
+              figures=False, resume=True)
+    return f"{out}/best.pt"
+
+def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
+    """The nets beside the student that a framework needs, named as in Step, and checked."""
+    nets, paths, classes = {}, {}, len(data.classes)
+    arch = cfg.teacher_arch or replace(cfg, teacher=None).resolved().teacher_arch
+    plain = re.sub(f"({'|'.join(WRAPPERS)})$", "", arch)
+    if cfg.infoard or cfg.framework in NEED_TEACHER:
+        path = cfg.teacher or trained(cfg, cfg.teacher_framework, arch)
+        paths["teacher"] = path, cfg.teacher_arch
+    if cfg.framework in NEED_NATURAL or cfg.transfer:
+        paths["teacher_nat"] = cfg.teacher_nat or trained(cfg, "natural", plain), plain
+    for name, (path, arch) in paths.items():
+        nets[name] = load_teacher(path, arch, classes, size=data.x_train.shape[-1], device=device,
+                                  norm=cfg.teacher_norm, dataset=cfg.dataset)
+        check_teacher(nets[name], *test_images(data, 1000, device), path, classes)
+    if more := getattr(FRAMEWORKS[cfg.framework], "nets", None):
+        nets |= more(cfg, nets["teacher"], paths["teacher"][0], classes)
+    return dict(teacher=None) | nets
 
 def same_settings(old: dict, cfg: Config) -> None:
     """One line, if a run was begun with other settings than these (its machine and files apart)."""
     free = ("device out resume figures progress attacks eval_subset eval_batch data_dir download "
-            "compile").split()
+            "compile transfer eps_l2").split()
+    old = asdict(Config()) | old  # what was no option then
     for name, value in asdict(cfg).items():
-        require(name in free or old.get(name) == value, f"{cfg.out} was made with --"
-                f"{name.replace('_', '-')} {old.get(name)}, not {value}: choose another --out")
+        require(name in free or old[name] == value, f"{cfg.out} was made with --"
+                f"{name.replace('_', '-')} {old[name]}, not {value}: choose another --out")
 
 def train(cfg: Config | None = None, **given) -> dict:
     """The whole job: data, teacher, student, evaluation, files in cfg.out; gives results.json."""
@@ -1310,37 +1316,30 @@ def train(cfg: Config | None = None, **given) -> dict:
     _ = cfg.figures and importlib.import_module("matplotlib")
     data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
     if not begun:
-        file, sha256 = Path(cfg.teacher or ""), hashlib.sha256
         save(out / "config.json", dict(
             settings=asdict(cfg), argv=sys.argv, python=sys.version.split()[0],
             torch=torch.__version__, machine=sys.platform, threads=torch.get_num_threads(),
             gpu=torch.cuda.get_device_name() if device.type == "cuda" else None,
-            source_sha256=sha256(Path(__file__).read_bytes()).hexdigest(),
-            teacher_sha256=sha256(file.read_bytes()).hexdigest() if file.is_file() else None))
-    teacher = get_teacher(cfg, data, device, cfg.teacher, cfg.teacher_framework) \
-        if cfg.infoard or cfg.framework in NEED_TEACHER else None
-    natural = get_teacher(cfg, data, device, cfg.teacher_nat, "natural") \
-        if cfg.framework == "mtard" else None
-    run = Run(cfg, data, device, teacher, natural)
+            source_sha256=digest(__file__), teacher_sha256=digest(cfg.teacher or "")))
+    run = Run(cfg, data, device, get_nets(cfg, data, device))
     if begun:
         run.load(out / "last.pt")
-    at, batches, caught = run.at, math.ceil(len(run.train) / cfg.batch_size), []
-    print(f"{out}: {cfg.student} by {cfg.framework}{' + InfoARD' * cfg.infoard}, {len(run.train)} "
-          f"training and {len(run.val)} validation images, {device}, from epoch {at['epoch'] + 1}")
+    at, n, caught = run.at, len(run.train), []
+    print(f"{out}: {cfg.student} by {cfg.framework}{' + InfoARD' * cfg.infoard}, {n} training and "
+          f"{len(run.val)} validation images, {device}, from epoch {at['epoch'] + 1}")
     with contextlib.ExitStack() as stack:
-        for n in (signal.SIGINT, signal.SIGTERM):  # the first is noted, a second acts at once
+        for signum in (signal.SIGINT, signal.SIGTERM):  # the first is noted, a second acts at once
             with contextlib.suppress(ValueError):  # outside the main thread
-                stack.callback(signal.signal, n, signal.signal(
-                    n, lambda n, _: (caught.append(n), signal.signal(n, signal.SIG_DFL))))
-        for epoch in range(at["epoch"], cfg.epochs):
+                stack.callback(signal.signal, signum, signal.signal(signum, lambda number, _: (
+                    caught.append(number), signal.signal(number, signal.SIG_DFL))))
+        while at["epoch"] < cfg.epochs:
             began, first = time.time(), at["position"]
-            left = range(math.ceil(first / cfg.batch_size), batches)
-            for i in progress_bar(left, f"epoch {epoch + 1}"):
+            for _ in progress_bar(range(first, n, cfg.batch_size), f"epoch {at['epoch'] + 1}"):
                 run.step()
-                if epoch == 0 and i == 4:
-                    minutes = (time.time() - began) / 5 * batches * cfg.epochs / 60
+                if at["step"] == 5:
+                    minutes = (time.time() - began) / (at["position"] - first) * n * cfg.epochs / 60
                     print(f"about {minutes:.1f} minutes for {cfg.epochs} epochs, plus validation")
-                if caught or at["step"] % 50 == 0 or i == batches - 1:  # the log point
+                if caught or at["step"] % 50 == 0 or at["position"] == n:  # the log point
                     good = out / "last.pt" if at["history"] else "none"
                     require(math.isfinite(at["sums"]["loss"]), f"the loss is not finite at step "
                             f"{at['step']}: lower --lr or --amp off; last good checkpoint: {good}")
@@ -1349,29 +1348,30 @@ def train(cfg: Config | None = None, **given) -> dict:
                     print(f"stopped by {signal.Signals(caught[0]).name} at step {at['step']}, all "
                           f"saved in {out / 'last.pt'}: --resume goes on")
                     raise SystemExit(128 + caught[0])
-            row = run.end_epoch(out, max(time.time() - began, 1e-6), len(run.train) - first)
-            shown = "lr loss feat att rel eps steps val_clean val_pgd images_per_s".split()
-            print(f"epoch {row['epoch']:3d}", *(f"{k} {row[k]:.4g}" for k in shown if k in row),
-                  sep="  ", flush=True)
+            row = run.end_epoch(out, max(time.time() - began, 1e-6), n - first)
+            print(*(f"{k} {v:.4g}" for k, v in row.items()), sep="  ", flush=True)
     return finish(run, out)
 
 def finish(run: Run, out: Path) -> dict:
     """The one look at the test images: last and best under all attacks, tables, figures."""
-    cfg, at, net = run.cfg, run.at, run.evaluated
-    x, y = test_images(run.data, cfg.eval_subset, run.device)
-    examine = partial(evaluate, x=x, y=y, eps=cfg.eps, attacks=cfg.attacks,
+    cfg, at, (x, y) = run.cfg, run.at, test_images(run.data, run.cfg.eval_subset, run.device)
+    examine = partial(evaluate, x=x, y=y, eps=cfg.eps, eps_l2=cfg.eps_l2, attacks=cfg.attacks,
                       batch_size=cfg.eval_batch, classes=len(run.data.classes))
-    results = dict(last=examine(net) | dict(epoch=at["epoch"]))
-    results["best"] = results["last"]
+    last = best = examine(net := run.evaluated) | dict(epoch=at["epoch"])
     if at["best_epoch"] != at["epoch"]:
-        best = load_weights(out / "best.pt").to(run.device, memory_format=torch.channels_last)
-        results["best"] = examine(best) | dict(epoch=at["best_epoch"])
+        net = load_weights(out / "best.pt").to(run.device, memory_format=torch.channels_last)
+        best = examine(net) | dict(epoch=at["best_epoch"])
+    results = dict(last=last, best=best)
+    if cfg.transfer:
+        results["transfer"] = examine(net, source=run.nets["teacher_nat"])
+    if hasattr(net, "findings"):
+        results["findings"] = net.findings(x, y, cfg.eps)
     save(out / "results.json", results)
     if cfg.figures:
         few = test_images(run.data, min(256, len(y)), run.device)
-        g = torch.Generator(run.device).manual_seed(0)
-        results["over_eps"] = {str(n): percent(correct(net, *few, standard("pgd_sat", n / 255, g)))
-                               for n in (0, 2, 4, 8, 12, 16, 24, 32, 64)}
+        attack = partial(ATTACKS["pgd_sat"], generator=torch.Generator(run.device).manual_seed(0))
+        results["over_eps"] = {str(n): percent(correct(run.evaluated, *few, partial(
+            attack, eps=n / 255))) for n in (0, 2, 4, 8, 12, 16, 24, 32, 64)}
         save(out / "sheet.pt", sheet(run, *few))
         save(out / "results.json", results)
         run_figures(out)
@@ -1382,28 +1382,23 @@ def finish(run: Run, out: Path) -> dict:
 # ==== 11. Figures and tables ======================================================================
 def spread(values: list[float | None]) -> str:
     """The mean and, of more than one value, the standard deviation."""
-    if not values or None in values:
-        return "-"
-    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if values[1:] else "")
+    text = f"{np.mean(values):.2f}" if values and None not in values else "-"
+    return text + (f" ± {np.std(values, ddof=1):.2f}" if text != "-" and values[1:] else "")
 
 def table(cells: dict[str, dict], which: str = "best") -> list[list[str]]:
     """A header and a line for each cell {name: {seed: {which: result of evaluate}}}; gain: of
     `worst` on the cell named plain beside it, paired by seed. Empty columns are left out."""
-    lines = [[f"{which} (%)", *METRICS, "gain", "n", "seeds"]]
-    for name, runs in cells.items():
-        results = {seed: run[which] for seed, run in runs.items() if which in run}
-        if not results:
-            continue
+    rows, columns = {}, (*METRICS, "gain", "n", "seeds")
+    cells = {k: {s: r[which] for s, r in runs.items() if which in r} for k, runs in cells.items()}
+    for name, runs in ((k, runs) for k, runs in cells.items() if runs):
         plain = cells.get(re.sub(r"[^/]+$", "plain", name), {})
-        pairs = [(r.get("worst"), plain.get(seed, {}).get(which, {}).get("worst"))
-                 for seed, r in results.items()]
-        gains = [a - b for a, b in pairs if plain is not runs and None not in (a, b)]
-        columns = [[r.get(m) for r in results.values()] for m in METRICS]
-        n = "/".join(sorted({str(r["n"]) for r in results.values()}))
-        lines.append([name, *map(spread, columns), spread(gains), n, str(len(runs))])
-    columns = zip(*lines, strict=True)
-    used = [c for c in columns if set(c[1:]) - {"-"} and (c[0] != "seeds" or set(c[1:]) - {"1"})]
-    return list(zip(*used, strict=True))
+        gains = [r["worst"] - plain[seed]["worst"] for seed, r in runs.items()
+                 if plain is not runs and "worst" in r and "worst" in plain.get(seed, {})]
+        rows[name] = {m: spread([r.get(m) for r in runs.values()]) for m in METRICS} | dict(
+            gain=spread(gains), n="/".join(sorted({str(r["n"]) for r in runs.values()})),
+            seeds=str(len(runs)))
+    used = [c for c in columns if any(row[c] not in ("-", "1") for row in rows.values())]
+    return [[f"{which} (%)", *used], *([name, *map(row.get, used)] for name, row in rows.items())]
 
 def markdown(lines: list[list[str]]) -> str:
     width = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -1412,108 +1407,110 @@ def markdown(lines: list[list[str]]) -> str:
 
 def latex(lines: list[list[str]]) -> str:
     """A table as LaTeX, for booktabs."""
-    rows = [" & ".join(line).replace("±", r"$\pm$") + r" \\" for line in lines]
-    rows = [re.sub("([%_])", r"\\\1", row) for row in rows]
+    text = " \\\\\n".join(map(" & ".join, lines)).replace("\n", "\n\\midrule\n", 1)
+    text = re.sub("([%_])", r"\\\1", text).replace("±", r"$\pm$")
     start = rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}} \toprule"
-    return "\n".join([start, rows[0], r"\midrule", *rows[1:], r"\bottomrule \end{tabular}"])
+    return f"{start}\n{text} \\\\\n\\bottomrule \\end{{tabular}}"
 
-def report(rows: dict[str, dict]) -> str:
-    """{name: result of evaluate} as a Markdown table, with the warnings below."""
-    cells = {name: {0: dict(accuracy=result)} for name, result in rows.items()}
+def report(rows: dict[str, dict], *tables: list[list[str]]) -> str:
+    """{name: result of evaluate} as a Markdown table (or the tables given), and their warnings."""
+    tables = tables or [table({k: {0: dict(accuracy=r)} for k, r in rows.items()}, "accuracy")]
     warnings = [f"warning, gradients may be masked: {name}: {w}" for name, r in rows.items()
-                for w in r["warnings"]]
-    return "\n".join([markdown(table(cells, "accuracy")), *warnings])
+                for w in r.get("warnings", ())]
+    return "\n\n".join([*map(markdown, tables), *["\n".join(warnings)] * bool(warnings)])
 
 def sheet(run: Run, x: Tensor, y: Tensor, rows: int = 5) -> dict:
     """What figure_sheet shows: the weakest to the strongest image, attacked, with attention."""
-    nets = {k: n for k, n in dict(teacher=run.teacher, student=run.evaluated).items() if n}
-    x, y, maps = to_float(x, run.device), y.to(run.device), {}
+    nets = {k: n for k, n in dict(teacher=run.nets["teacher"], student=run.evaluated).items() if n}
+    x, y, eps = to_float(x, run.device), y.to(run.device), run.cfg.eps
     lead = margin(predict(next(iter(nets.values())), x).softmax(1), y)
     chosen = lead.argsort()[torch.linspace(0, len(x) - 1, rows).long()]
-    x, y, eps = x[chosen], y[chosen], run.cfg.eps
+    x, y, lead = x[chosen], y[chosen], lead[chosen]
     x_adv = pgd_ce(run.evaluated, x, y, threat=Threat(eps, eps / 4, 20), init="none")
+    columns = dict(clean=x, perturbation=(x_adv - x) / (2 * eps or 1) + 0.5, attacked=x_adv)
+    if hasattr(run.evaluated, "regenerated"):
+        columns |= {f"{k}\nregenerated": run.evaluated.regenerated(columns[k])
+                    for k in ("clean", "attacked")}
+    columns = {k: v.movedim(1, 3).clamp(0, 1) for k, v in columns.items()}
     for name, net in nets.items():
         taps = Taps(net, x)
-        for key, images in {f"{name} clean": x, f"{name} attacked": x_adv}.items():
-            predict(net, images)
-            found = [f for f in taps.take().values() if f.dim() == 4][-2:]
-            if found:
-                maps[key] = attention_map(found[0]).view(rows, *found[0].shape[-2:]).cpu()
+        predict(net, torch.cat([x, x_adv]))
+        for f in [f for f in taps.take().values() if f.dim() == 4][-2:][:1]:  # the last but one
+            maps = attention_map(f).unflatten(1, f.shape[-2:]).chunk(2)
+            columns |= {f"{name}\nclean": maps[0], f"{name}\nattacked": maps[1]}
         taps.close()
-    labels = [f"{run.data.classes[k]}\nlead {v:+.2f}" for k, v in zip(y, lead[chosen], strict=True)]
-    return dict(x=x.cpu(), x_adv=x_adv.cpu(), labels=labels, maps=maps, eps=eps)
+    labels = [f"{run.data.classes[k]}\nlead {v:+.2f}" for k, v in zip(y, lead, strict=True)]
+    return dict(labels=labels, columns={k: v.cpu() for k, v in columns.items()})
+
+def figure_curves(figure, log: list[dict], results: dict) -> None:
+    """Over epochs: accuracy (dotted: best), loss and its terms, attacks; accuracy over eps."""
+    rows, far = {k: np.array([r[k] for r in log]) for k in log[0]}, results.get("over_eps", {})
+    panels = {"validation accuracy (%)": ["val_clean", "val_pgd"],
+              "training loss, its terms (nats)": list(rows)[2:list(rows).index("eps")],
+              "radius (1/255), attack steps": ["eps", "steps"]}
+    figure.set_size_inches(9, 1.9)
+    *axes, over_eps = figure.subplots(1, len(panels) + 1)
+    for ax, (title, keys) in zip(axes, panels.items(), strict=True):
+        for k in keys:
+            ax.plot(rows["epoch"], rows[k] * (255 if k == "eps" else 1), label=k)
+        ax.set(xlabel="epoch", ylabel=title)
+        ax.legend()
+    axes[0].axvline(results["best"]["epoch"], color="0.5", lw=0.8, ls=":")
+    over_eps.plot(list(map(int, far)), list(far.values()), "o-", ms=3)
+    over_eps.set(xlabel=r"attack radius $\epsilon$ (1/255)", ylabel="PGD-20 accuracy (%)")
+
+def figure_sheet(figure, labels: list[str], columns: dict[str, Tensor]) -> None:
+    """The columns of sheet(): pictures below each other, the weakest instance first."""
+    figure.set_size_inches(0.95 * len(columns), 1.05 * len(labels))
+    axes = figure.subplots(len(labels), len(columns),
+                           subplot_kw=dict(xticks=[], yticks=[], frame_on=False))
+    for line, (title, pictures) in zip(axes.T, columns.items(), strict=True):
+        line[0].set_title(title, fontsize=7)
+        for ax, picture in zip(line, pictures, strict=True):
+            ax.imshow(picture, cmap="magma")
+    for ax, label in zip(axes[:, 0], labels, strict=True):
+        ax.set_ylabel(label, fontsize=6)
+
+STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+         "grid.alpha": 0.25, "legend.frameon": False, "savefig.dpi": 200, "pdf.fonttype": 42}
+
+def draw(folder: Path, **fill: Callable) -> None:
+    """fill[name](figure) as name.png and name.pdf in the folder."""
+    import matplotlib.figure
+    folder.mkdir(exist_ok=True)
+    for name in fill:
+        with matplotlib.rc_context(STYLE):
+            fill[name](figure := matplotlib.figure.Figure(layout="constrained"))
+            figure.savefig(folder / f"{name}.png")
+            figure.savefig(folder / f"{name}.pdf")
+    print(f"in {folder}: {', '.join(fill)}, as png and pdf")
 
 def run_figures(path: str | Path) -> None:
     """Draw a finished run as PNG and PDF, from its log, results and sheet alone."""
-    out, figures = Path(path), {}
+    out = Path(path)
     require((out / "results.json").exists(), f"{out} holds no finished run (no results.json)")
-    import matplotlib.pyplot as plt
-    plt.switch_backend("Agg")
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     results = json.loads((out / "results.json").read_text())
-    (out / "figures").mkdir(exist_ok=True)
-    with plt.rc_context({
-            "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-            "grid.alpha": 0.25, "legend.frameon": False, "savefig.dpi": 200, "pdf.fonttype": 42,
-            "figure.constrained_layout.use": True}):
-        figures["curves"] = figure_curves(plt, log, results)
-        if (out / "sheet.pt").exists():
-            figures["sheet"] = figure_sheet(plt, **load_tensors(out / "sheet.pt"))
-        for name, figure in figures.items():
-            for kind in ("png", "pdf"):
-                figure.savefig(out / "figures" / f"{name}.{kind}")
-        plt.close("all")
-    print(f"in {out / 'figures'}: {', '.join(figures)}, as png and pdf")
-
-def figure_curves(plt, log: list[dict], results: dict):
-    """Over epochs: accuracy (dotted: best), loss, information, the radii; accuracy over eps."""
-    labels = dict(val_clean="clean", val_pgd="PGD-20", loss="", feat="features", att="attention")
-    panels = {"validation accuracy (%)": ["val_clean", "val_pgd"], "training loss (nats)": ["loss"],
-              "mutual information (nats)": [k for k in ("feat", "att") if k in log[0]]}
-    panels, far = {k: v for k, v in panels.items() if v}, results.get("over_eps", {})
-    fig, axes = plt.subplots(1, len(panels) + 2, figsize=(2.1 * len(panels) + 4.4, 1.9))
-    for ax, (title, keys) in zip(axes, panels.items(), strict=False):
-        for k in keys:
-            ax.plot([r["epoch"] for r in log], [r[k] for r in log], label=labels[k])
-        ax.set(xlabel="epoch", ylabel=title)
-        _ = len(keys) > 1 and ax.legend()
-    axes[0].axvline(results["best"]["epoch"], color="0.5", lw=0.8, ls=":")
-    share = np.array([r["eps_hist"] for r in log]).T
-    image = axes[-2].imshow(100 * share / share.sum(0), aspect="auto", origin="lower", cmap="Blues",
-                            extent=(0.5, len(log) + 0.5, 0, 255 * log[0]["eps_top"]))
-    axes[-2].set(xlabel="epoch", ylabel=r"training radius $\epsilon_i$ (1/255)")
-    fig.colorbar(image, ax=axes[-2], label="images (%)")
-    axes[-1].plot(list(map(int, far)), list(far.values()), "o-", ms=3)
-    axes[-1].set(xlabel=r"attack radius $\epsilon$ (1/255)", ylabel="PGD-20 accuracy (%)")
-    return fig
-
-def figure_sheet(plt, x, x_adv, labels, maps, eps):
-    """Clean, perturbation, attacked, and both nets' attention on both; weakest instance first."""
-    noise = (x_adv - x) / (2 * eps or 1) + 0.5
-    images = dict(clean=x, perturbation=noise, attacked=x_adv)
-    columns = {k: v.permute(0, 2, 3, 1).clamp(0, 1) for k, v in images.items()} | maps
-    fig, axes = plt.subplots(len(x), len(columns), figsize=(0.95 * len(columns), 1.05 * len(x)))
-    for line, (title, pictures) in zip(axes.T, columns.items(), strict=True):
-        line[0].set_title(title.replace(" ", "\n"), fontsize=7)
-        for ax, picture in zip(line, pictures, strict=True):
-            ax.imshow(picture, cmap="magma")
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-    for ax, label in zip(axes[:, 0], labels, strict=True):
-        ax.set_ylabel(label, fontsize=6)
-    return fig
+    fill = dict(curves=partial(figure_curves, log=log, results=results))
+    if (out / "sheet.pt").exists():
+        fill["sheet"] = partial(figure_sheet, **load_tensors(out / "sheet.pt"))
+    draw(out / "figures", **fill)
 
 # ==== 12. Command line ============================================================================
 def number(text: str) -> float:
     above, _, below = text.partition("/")
     return float(above) / (float(below or 1) or math.nan)
 
+def settings(path: str) -> dict:
+    """What a checkpoint says of the data that it was made with."""
+    saved = load_tensors(path).get("config", {}) if Path(path).exists() else {}
+    wanted = "dataset data_dir image_size eps subset val_size"
+    return {k: saved[k] for k in wanted.split() if k in saved}
+
 def run_eval(path: str, **given) -> None:
     """Evaluate a checkpoint, ours or a stranger's; with --out DIR, also write DIR/eval.json."""
-    saved = load_tensors(path).get("config", {}) if Path(path).exists() else {}
-    keep = {k: saved[k] for k in ("dataset", "data_dir", "image_size", "eps") if k in saved}
-    require(keep or "dataset" in given, f"{path} does not say its data: add --dataset")
-    cfg = Config(**keep | given)
+    cfg = Config(**settings(path) | given)
+    require("dataset" in settings(path) | given, f"{path} does not say its data: add --dataset")
     device = pick_device(cfg.device)
     data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
     net = load_teacher(path, cfg.teacher_arch, len(data.classes), size=data.x_test.shape[-1],
@@ -1527,55 +1524,54 @@ def run_eval(path: str, **given) -> None:
 
 def run_tables(path: str) -> None:
     """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
-    cells, warnings = {}, []
-    for file in sorted(Path(path).rglob("results.json"),
-                       key=lambda f: (f.parts[:-3], f.parts[-3:-2] != ("plain",), f)):
-        run, results = file.parent.relative_to(path), json.loads(file.read_text())
-        name = run.parent if re.fullmatch(r"s\d+", run.name) and len(run.parts) > 1 else run
-        cells.setdefault(str(name), {})[run.name] = results
-        warnings += [f"warning, gradients may be masked: {run}: {w}"
-                     for w in results.get("best", {}).get("warnings", ())]
-    require(cells, f"no finished runs (results.json) below {path}")
-    tables = [lines for which in ("best", "last") if (lines := table(cells, which))]
-    text = "\n\n".join([*map(markdown, tables), "\n".join(warnings)]).rstrip()
-    tex = "\n\n".join(map(latex, tables))
-    jsonl = "\n".join(json.dumps(dict(cell=k, seeds=runs)) for k, runs in cells.items())
-    for kind, content in dict(md=text, tex=tex, jsonl=jsonl).items():
-        save(Path(path, f"tables.{kind}"), f"{content}\n".encode())
-    print(f"{text}\n\nin {path}: tables.md, tables.tex, tables.jsonl")
+    files = sorted(Path(path).rglob("results.json"),
+                   key=lambda f: (f.parts[:-3], f.parts[-3:-2] != ("plain",), f))
+    runs = {str(f.parent.relative_to(path)): json.loads(f.read_text()) for f in files}
+    require(runs, f"no finished runs (results.json) below {path}")
+    cells = {}
+    for run, results in runs.items():
+        cells.setdefault(re.sub(r"/s\d+$", "", run), {})[Path(run).name] = results
+    tables = [t for which in ("best", "last", "transfer") if (t := table(cells, which))[1:]]
+    content = dict(
+        md=report({run: results.get("best", {}) for run, results in runs.items()}, *tables),
+        tex="\n\n".join(map(latex, tables)),
+        jsonl="\n".join(json.dumps(dict(cell=k, seeds=seeds)) for k, seeds in cells.items()))
+    for kind, text in content.items():
+        save(Path(path, f"tables.{kind}"), f"{text}\n".encode())
+    print(f"{content['md']}\n\nin {path}: tables.md, tables.tex, tables.jsonl")
 
 def run_export(path: str) -> None:
     """Write plain weights, and safetensors and ONNX where installed; without critics."""
-    net, stem = load_weights(path).eval(), Path(path).with_suffix("")
-    x = torch.zeros(1, 3, *[load_tensors(path).get("size", 32)] * 2)
+    net = load_teacher(path).to(memory_format=torch.contiguous_format)
+    stem, size = Path(path).with_suffix(""), load_tensors(path).get("size", 32)
     save(Path(f"{stem}.weights.pt"), net.state_dict())
     print(f"{stem}.weights.pt: {sum(p.numel() for p in net.parameters()):,} parameters")
     with contextlib.suppress(ImportError):
         from safetensors.torch import save_model
         save_model(net, f"{stem}.safetensors")
-        torch.onnx.export(net, (x,), f"{stem}.onnx", input_names=["x"], output_names=["logits"],
-                          dynamic_axes={"x": {0: "batch"}}, dynamo=False)
-        print(f"{stem}.safetensors, {stem}.onnx: x {list(x.shape)} in [0,1] -> logits")
+        torch.onnx.export(net, (torch.zeros(1, 3, size, size),), f"{stem}.onnx", dynamo=False,
+                          input_names=["x"], output_names=["logits"], dynamic_axes=dict(x={0: "B"}))
+        print(f"{stem}.safetensors, {stem}.onnx: x [1, 3, {size}, {size}] in [0,1] -> logits")
 
 VERBS = dict(train=train, eval=run_eval, tables=run_tables, figures=run_figures, export=run_export)
 
 def parse(verb: str, argv: list[str]) -> dict:
     """The options that were given: those of train and eval are the fields of Config."""
     text = f"{lookup(VERBS, verb, 'verb').__doc__} Verbs: {', '.join(VERBS)}."
-    parser = argparse.ArgumentParser(f"infoard.py {verb}", description=text, allow_abbrev=False)
+    parser = argparse.ArgumentParser(f"infoard.py {verb}", description=text, allow_abbrev=False,
+                                     argument_default=argparse.SUPPRESS)
     parser.error = lambda message: require(False, f"{message} (see --help)")
     if verb != "train":
-        parser.add_argument("path", metavar="CKPT" if verb in ("eval", "export") else "DIR")
-    for f in fields(Config) if verb in ("train", "eval") else ():
+        parser.add_argument("path", metavar="DIR" if verb in ("tables", "figures") else "CKPT")
+    for f in fields(Config) if verb not in ("tables", "figures", "export") else ():
         preset = " or ".join(f"{v[f.name]} ({k})" for k, v in PRESETS.items() if f.name in v)
         default = f"{255 * f.default:.0f}/255" if f.name in ("eps", "step_size") else f.default
-        text = f.metadata["help"] + f"; default: {preset or default}" * bool(preset or default)
-        flag, options = "--" + f.name.replace("_", "-"), dict(default=argparse.SUPPRESS, help=text)
-        if f.type is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        else:
-            parser.add_argument(flag, type=number if f.type is float else f.type, **options,
-                                metavar="|".join(f.metadata["choices"]) or f.type.__name__.upper())
+        text = ", ".join(FRAMEWORKS) if f.name == "framework" else f.metadata["help"]
+        text += f"; default: {preset or default}" * bool(preset or default)
+        kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(
+            type=number if f.type is float else f.type,
+            metavar="|".join(f.metadata["choices"]) or f.type.__name__.upper())
+        parser.add_argument("--" + f.name.replace("_", "-"), help=text, **kind)
     return vars(parser.parse_args(argv))
 
 def main(argv: list[str] | None = None) -> int:
@@ -1596,5 +1592,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"infoard: error: {str(error).splitlines()[0]}{hint}", file=sys.stderr)
         return 2
 
+with contextlib.suppress(ModuleNotFoundError):  # NAMID and MID enter themselves, from their file
+    importlib.import_module("defences")
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(sys.modules.get("infoard", sys.modules["__main__"]).main())

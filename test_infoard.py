@@ -18,7 +18,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.request
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,7 +85,7 @@ def raw(init, net, x, y, threat):
 ATTACKS = dict(
     fgsm=lambda net, x, y, threat: I.fgsm(net, x, y, eps=threat.eps),
     pgd_ce=lambda net, x, y, threat: I.pgd_ce(net, x, y, threat=threat),
-    pgd_kl=lambda net, x, y, threat: I.pgd_kl(net, x, 3.0 * F.one_hot(y, K), threat=threat),
+    pgd_kl=lambda net, x, y, threat: I.attacked(I.kl_objective, net, x, 3.0 * F.one_hot(y, K), threat=threat),
     cw_linf=lambda net, x, y, threat: I.cw_linf(net, x, y, threat=threat),
     **{f"raw_{init}": partial(raw, init) for init in ("uniform", "normal", "none", "tensor")})
 each_attack = each("attack", ATTACKS.values(), ids=ATTACKS)
@@ -900,14 +899,15 @@ def test_masking_warning_from_a_gap_of_eight(name, gap):
     (3, "apgd", ["apgd-ce"]), (10, "apgd", ["apgd-ce", "apgd-t"]),
     (10, "aa", ["apgd-ce", "apgd-t", "fab-t", "square"]), (10, "pgd", [])])
 def test_each_part_attacks_what_is_left_and_the_last_counts(classes, attacks, parts, monkeypatch):
-    done, radii, real = [], [], I.standard
+    done, radii, real = [], [], I.ATTACKS["pgd_sat"]
     def fake(part, net, x, y):  # each part beats the two samples that come first
         done.append((part, len(x)))
         return torch.cat([wrong[y[:2]], x[2:]])
     x = torch.eye(classes).view(classes, classes, 1, 1)
     wrong = x.roll(1, 0)  # images of another class
     monkeypatch.setattr(I, "autoattack", lambda *args: fake)
-    monkeypatch.setattr(I, "standard", lambda name, eps, g: radii.append(eps) or real(name, eps, g))
+    monkeypatch.setitem(I.ATTACKS, "pgd_sat", lambda *args, eps, **options: radii.append(eps) or real(
+        *args, eps=eps, **options))
     y = torch.arange(classes)
     net = nn.Sequential(nn.Flatten(), nn.Linear(classes, classes, bias=False))
     net[1].weight.data = torch.eye(classes)
@@ -915,7 +915,7 @@ def test_each_part_attacks_what_is_left_and_the_last_counts(classes, attacks, pa
     assert done == [(part, classes - 2 * i) for i, part in enumerate(parts)]
     last = {"apgd-ce": "apgd", "apgd-t": "apgd", "square": "aa"}.get((parts or [""])[-1])
     assert not last or result[last] == percent_of(classes - 2 * len(parts), classes)
-    assert attacks != "pgd" or radii == [R, R, 64 / 255]
+    assert attacks != "pgd" or radii == [R, 64 / 255]
 
 def percent_of(n, of):
     return round(100 * n / of, 2)
@@ -1008,8 +1008,8 @@ def test_loss_that_is_not_finite_names_step_and_checkpoint(tmp_path, monkeypatch
 
 def begun(teacher=None, **options):
     cfg = I.Config(**BASE | dict(infoard=bool(teacher)) | options).resolved()
-    nets = [teacher and I.load_teacher(teacher) for _ in range(2)]
-    made = I.Run(cfg, SMALL, torch.device("cpu"), *nets)
+    nets = {k: teacher and I.load_teacher(teacher) for k in ("teacher", "teacher_nat")}
+    made = I.Run(cfg, SMALL, torch.device("cpu"), nets)
     made.step()
     return made
 
@@ -1026,18 +1026,18 @@ def test_gradients_reach_student_and_critics_only(lab, framework):
     made = begun(lab.teacher, framework=framework)
     learning = [*made.student.parameters(), *made.info.critics.parameters()]
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in learning)
-    assert all(p.grad is None for p in made.teacher.parameters())
+    assert all(p.grad is None for p in made.nets["teacher"].parameters())
 
 def test_a_run_keeps_memory_and_tells_progress_and_both_teachers(lab, monkeypatch):
     seen, real = [], I.Step
     monkeypatch.setattr(I, "Step", lambda *args, **options: seen.append(
         real(*args, **options)) or seen[-1])
-    made, natural = begun(lab.teacher, framework="mtard"), I.load_teacher(lab.teacher)
-    made.teacher_nat = natural
+    made = begun(lab.teacher, framework="mtard")
     for _ in range(5):  # six steps make an epoch
         made.step()
     assert all(step.memory is made.at["memory"] for step in seen)
-    assert seen[-1].teacher_nat is natural and seen[-1].teacher is made.teacher is not natural
+    assert seen[-1].teacher_nat is made.nets["teacher_nat"] is not seen[-1].teacher
+    assert seen[-1].teacher is made.nets["teacher"]
     near(torch.tensor([step.progress for step in seen[:4]]), torch.arange(4) * 64 / 360 / 2, 1e-6)
     w = made.at["memory"]["w"]
     near(w.sum(), 1.0, 1e-6)
@@ -1048,7 +1048,7 @@ def test_missing_teacher_is_trained_once_and_kept(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(I, "check_teacher", lambda *args: 99.0)  # one epoch teaches it nothing
     for seed in (0, 1):
         run(tmp_path / f"r{seed}", teacher_epochs=1, epochs=1, seed=seed)
-    told = capsys.readouterr().out.count("no teacher named")
+    told = capsys.readouterr().out.count("training by trades")
     assert len(os.listdir("runs/teachers")) == told == 1
 
 # --- data -------------------------------------------------------------------------------------
@@ -1159,6 +1159,17 @@ def test_folder_is_cached_and_renewed_when_files_change(tmp_path, monkeypatch):
     assert data.x_train.shape == (4, 3, 8, 8) and not data.x_train[2].any()
     assert load("folder", tmp_path, image_size=16).x_test.shape == (2, 3, 16, 16)
 
+@pytest.mark.parametrize("name", ["cifar10", "svhn", "tinyimagenet"])
+def test_missing_data_are_downloaded_once(name, tmp_path, monkeypatch, capsys):
+    truth = publish(name, tmp_path)
+    site = tmp_path / ("new" if name in ARCHIVE else "d")
+    monkeypatch.setitem(I.PLACES, name, (*I.PLACES[name][:3], site.as_uri()))
+    options = dict(data_dir=tmp_path / "in/here", cache=tmp_path / "cache")
+    assert agrees(I.load_dataset(name, **options), truth)
+    assert "downloading" in capsys.readouterr().out
+    shutil.rmtree(site)
+    assert agrees(I.load_dataset(name, **options), truth)
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """A folder with files to damage and the truth of each data set."""
@@ -1242,7 +1253,7 @@ def desk(lab, tmp_path, monkeypatch):
     def offline(*args, **options):
         raise OSError("no route to host")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setattr(torch.hub, "urlopen", offline)
     monkeypatch.setattr(I, "render_shapes", lambda *args, **options: SMALL)
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.delitem(sys.modules, "nets", raising=False)
@@ -1269,7 +1280,7 @@ REFUSED = """trian > choose from .*train ; --dataset cifar > choose from .*cifar
 --teacher three.pt > 3 classes, the data have 10 ; --teacher stranger.pt > chance is 10 ;
 --teacher stranger.pt --teacher-norm imagenet > cifar100 ;
 --teacher deepmind.pt > DeepMind.*robustbench ;
---teacher torchvision.pt > torchvision.*module:factory ; --teacher list.pt > holds.* list ;
+--teacher torchvision.pt > torchvision.*module:factory ; --teacher list.pt > holds code or no dict ;
 --teacher module.pt > holds code ; --teacher none.pt > unknown ; --teacher one.pt > unknown ;
 --teacher numbers.pt > numbers.pt ; --teacher headless.pt > headless ;
 --teacher text.pt > truncated ;
@@ -1470,7 +1481,7 @@ def test_every_cell_of_the_tables_is_a_run_of_its_own(scale, blocks, seeds):
         names, runs, strict=True))
     first = [c for c, n in zip(runs, names, strict=True) if "T1" in n][:18]
     assert {(c.framework, c.infoard) for c in first} == {
-        (f, on) for f in I.FRAMEWORKS if f != "natural" for on in (False, True)}
+        (f, on) for f in FORMULAS if f != "natural" for on in (False, True)}
     whole = next(c for c in first if c.framework == "rslad" and c.infoard)
     for c, n in zip(runs, names, strict=True):  # T2 differs from T1's RSLAD in its own part only
         if "T2" in n and c.seed == 0 and n[0] in (*Path(whole.out).parts, "T2"):
