@@ -155,7 +155,8 @@ def estimators(step: I.Step) -> Tensor:
 def namid(step: I.Step, base=I.at) -> Tensor:
     """NAMID: what attacked logits say of x, and of x' - x, is to be what clean ones say. Two passes
     of the student; the cosine is that of vectors over the batch, as in released code."""
-    # differs: released code has no lambda, selects by a softmax over the batch, makes seven passes
+    # differs: paper and code have alpha 5 from the start on (--alpha 5 --mi-ramp 0), which here ends
+    # at chance; released code has no lambda, selects by a softmax over the batch, makes seven passes
     loss = base(step)
     (n, n_adv), (a, a_adv) = step.estimators.information(step.x, step.x_adv, step.s, step.s_adv)
     w = fooled(step)
@@ -276,6 +277,9 @@ def mid(step: I.Step, transfer: bool = False) -> Tensor:
 
 def prepare_mid(student: Autoencoder, teacher: Autoencoder, cfg: I.Config, classes: int):
     """A new encoder under the head and the decoder of the teacher, which stay as they are."""
+    alike = isinstance(teacher, Autoencoder) and teacher.state_dict().keys() == \
+        student.state_dict().keys()
+    I.require(alike, "MID needs a teacher with a decoder, made by --framework autoencoder")
     for mine, theirs in list(zip(student, teacher, strict=True))[student.cut:]:
         mine.load_state_dict(theirs.state_dict())
         mine.requires_grad_(False)
@@ -295,8 +299,8 @@ def figure_information(figure, found: dict) -> None:
 
 def run_mi(path: str, **given) -> None:
     """Is a net's natural information smaller, its adversarial one larger on attacked images? The
-    estimators are trained once for a checkpoint, by eq. 4 unless --mi-train says otherwise."""
-    given = dict(mi_train="max", eval_subset=1024) | given
+    estimators are trained once for a checkpoint; --mi-train difference presupposes the answer."""
+    given = dict(eval_subset=1024) | given
     cfg = I.Config(**I.settings(path) | given | dict(teacher=path))
     out = Path(trained_estimators(cfg.resolved(), path)).parent
     found = json.loads((out / "results.json").read_text())["findings"]
@@ -320,7 +324,7 @@ I.FRAMEWORKS |= dict(estimators=estimators, namid=namid, namid_trades=namid_trad
 I.NEED_TEACHER += ["estimators", "namid", "namid_trades", "mid", "mid_transfer"]
 I.NEED_NATURAL += ["mid_transfer"]
 I.SCORES |= dict(estimators="epoch", autoencoder="val_clean")
-NAMID = dict(infoard=False, twin="", teacher_framework="at", alpha=5.0, beta=6.0)
+NAMID = dict(infoard=False, twin="", teacher_framework="at", alpha=1.0, beta=6.0)
 MID = dict(infoard=False, twin="_ae", teacher_framework="autoencoder")
 I.PRESETS |= dict(estimators=dict(infoard=False), autoencoder=dict(infoard=False, twin="_ae"),
                   namid=NAMID, namid_trades=NAMID, mid=MID, mid_transfer=MID)

@@ -158,7 +158,7 @@ class Config:
     temperature: float = opt(None, "temperature of ard or iad", low=1e-6)
     kl_reduction: str = opt("batchmean", "mean: KL over K, as RSLAD's code", "batchmean mean")
     mi_bound: str = opt("dv", "bound of NAMID's estimators", "dv infonce jsd")
-    mi_train: str = opt("difference", "their objective: eq. 5 or, max, eq. 4", "difference max")
+    mi_train: str = opt("max", "their objective: eq. 4 or, difference, eq. 5", "max difference")
     mi_lambda: float = opt(0.1, "weight lambda of NAMID", low=0)
     mi_ramp: float = opt(1.0, "share of training over which NAMID's alpha grows", low=0, high=1)
     pool: str = opt("clean,pgd_sat,pgd_t,mifgsm,mifgsm_t,pgd_l2,pgd_l2_t", "MID's attacks")
@@ -203,8 +203,7 @@ class Config:
         cfg = replace(self, infoard=self.infoard and lifted, **fill)
         if "twin" in preset:  # a teacher of the student's own kind, both with this suffix
             student = cfg.student.removesuffix(preset["twin"]) + preset["twin"]
-            arch = self.teacher_arch or (None if self.teacher else student)
-            cfg = replace(cfg, student=student, teacher_arch=arch)
+            cfg = replace(cfg, student=student, teacher_arch=student)
         require(cfg.steps_lo <= cfg.steps, f"--steps-lo must be at most --steps, {cfg.steps}")
         require(re.fullmatch(r"cosine|\d+(,\d+)*", cfg.schedule),
                 f"--schedule must be cosine or epochs such as 100,150, not {cfg.schedule}")

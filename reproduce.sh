@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # bash reproduce.sh demo            set up, then the main job offline on rendered shapes: minutes
 # bash reproduce.sh test            set up, then the test suite
-# bash reproduce.sh tables SCALE    set up, then T1 (frameworks) and T2 (ablation); killed, it goes on
+# bash reproduce.sh tables SCALE    set up, then T1 (frameworks), T2 (ablation), T4 (NAMID) and T5
+#                                   (MID); killed, it goes on
 #                                   SCALE: smoke (minutes), cpu (two cores, two hours), gpu (one
 #                                   GPU), paper (published settings); more options go to every run
 # bash reproduce.sh cells SCALE     the same runs as lines of options, to choose from
@@ -54,16 +55,30 @@ attention --asa off --w-feat 0
 relation  --asa off --mim off --w-rel 1
 mim       --asa off"
 
+# NAMID on AT and on TRADES; eq5: estimators as the paper trains them; paper: its alpha at once, too
+T4="
+at/namid     --framework namid
+at/eq5       --framework namid --mi-train difference
+at/paper     --framework namid --mi-train difference --alpha 5 --mi-ramp 0
+trades/namid --framework namid_trades"
+
+# MID: known attacks (mifgsm, pgd_l2, pgd_t, pgd_sat) and others, white-box and transferred
+T5="
+undefended --framework natural
+plain      --framework at --no-infoard
+mid        --framework mid
+published  --framework mid_transfer"
+
 scale() {  # SCALE: sets dir, seeds, parallel, common (options of every run) and blocks (of options)
-    dir=runs/tables/$1 seeds="0 1 2" parallel=1 blocks=". "
+    dir=runs/tables/$1 seeds="0 1 2" parallel=1 blocks=". " student="" strongest=aa
     case $1 in
-        smoke) seeds="0 1" parallel=2
+        smoke) seeds="0 1" parallel=2 student=tiny strongest=apgd
                common="--subset 300 --epochs 1 --steps 2 --teacher-epochs 12 --batch-size 50
                        --eval-subset 40" ;;
-        cpu)   seeds="0 1" parallel=2
+        cpu)   seeds="0 1" parallel=2 student=tiny
                common="--dataset cifar10 --subset 10000 --student tiny --teacher-arch tiny_wide
                        --epochs 10 --steps 5 --teacher-epochs 20 --eval-subset 1000" ;;
-        gpu)   seeds="0"
+        gpu)   seeds="0" student=resnet18
                common="--dataset cifar10 --device cuda --student resnet18 --teacher-arch wrn_16_4
                        --epochs 5 --steps 5 --teacher-epochs 10 --eval-subset 1000" ;;
         paper) common="--device cuda --eval-subset 0 --attacks clean,fgsm,pgd,cw,aa"
@@ -77,25 +92,34 @@ scale() {  # SCALE: sets dir, seeds, parallel, common (options of every run) and
     common="$common --no-figures --no-progress"
 }
 
+run() {  # TABLE/NAME OPTIONS -> the line of options of a run of $block and $seed
+    local out=$dir/$block/$1/s$seed; shift
+    echo "--out ${out/.\/} --seed $seed" $common "$@" "$more"
+}
+
 cells() {  # SEED [options for every run] -> a line of options for each run of that seed
-    local seed=$1 block special framework own name options more=""; shift
+    local seed=$1 block special framework own name options all more=""; shift
     [ $# = 0 ] || more=$(printf '%q ' "$@")
     while read -r block special; do
         while read -r framework own; do
             [ "$block" != . ] || own=""  # only `paper` follows the papers
             [[ $block = cifar10-* ]] || own=${own/--teacher robustbench:*/}
             [[ $block = cifar10-* ]] || own=${own/--kl-reduction mean/}
-            for name in plain infoard; do
-                options="--out $dir/$block/T1/$framework/$name/s$seed --seed $seed --framework $framework"
-                [ $name = infoard ] || options+=" --no-infoard"
-                echo "${options/.\/}" $common $special $own "$more"
-            done
+            run T1/$framework/plain $special $own --framework $framework --no-infoard
+            run T1/$framework/infoard $special $own --framework $framework
             [ $framework = rslad ] || continue
             while read -r name options; do
-                options="--out $dir/$block/T2/$name/s$seed --seed $seed $options"
-                echo "${options/.\/}" $common $special $own "$more"
+                run T2/$name $special $own $options
             done <<< "${T2#?}"
         done <<< "${PAPERS#?}"
+        special=${special/--teacher robustbench:*/}
+        while read -r name options; do
+            run T4/$name $special $options
+        done <<< "${T4#?}"
+        all="--attacks clean,fgsm,bim,pgd,pgd_t,mifgsm,cw,$strongest,pgd_l2,spatial"
+        while read -r name options; do
+            run T5/$name $special $options --transfer --teacher-arch ${student:-${block#*-}} $all
+        done <<< "${T5#?}"
     done <<< "$blocks"
 }
 
@@ -111,21 +135,26 @@ train() {  # the runs of the lines on standard input; a finished run is not run 
 }
 
 tables() {  # [options for every run]
-    local seed pid block failed=0
+    local seed pid block name failed=0
     set -m  # each job is a process group of its own
     trap 'for pid in $(jobs -p); do kill -- -$pid; done; wait; exit 130' INT TERM
     [ $parallel = 1 ] || export OMP_NUM_THREADS=1
-    (train) < <(cells 0 "$@" | head -n 1) || {  # MTARD: makes both teachers, for all seeds
-        [ $? -lt 128 ] || exit 130
-        failed=1
-    }
+    if [ $parallel != 1 ]; then  # first the runs that make the nets which all seeds share
+        for name in "T1/mtard/plain|T5/mid" "T4/at/(namid|eq5)"; do
+            cells 0 "$@" | grep -E "/($name)/" | train &
+        done
+        for pid in $(jobs -p); do wait "$pid" || failed=1; done
+    fi
     for seed in $seeds; do
         cells "$seed" "$@" | train &
         [ $parallel != 1 ] || wait $! || failed=1
     done
     for pid in $(jobs -p); do wait "$pid" || failed=1; done
-    for block in $(find $dir -type d -name T1); do  # T2 has two runs in common with T1
+    for block in $(find $dir -type d -name T1); do  # runs that T2 and T4 have in common with T1
         cp -r "$block/rslad/." "$block/../T2" || failed=1
+        for name in at trades; do
+            cp -r "$block/$name/plain" "$block/../T4/$name" || failed=1
+        done
     done
     mkdir -p $dir/published
     case $dir in
@@ -141,5 +170,5 @@ case "${1:-}" in
     test) setup; shift; $PY -m pytest -q test_infoard.py "$@" ;;
     tables) scale "${2:-}"; shift 2; setup; tables "$@" ;;
     cells) scale "${2:-}"; shift 2; for seed in $seeds; do cells "$seed" "$@"; done ;;
-    *) sed -n '2,7s/^# //p' "$0"; exit 2 ;;
+    *) sed -n '2,8s/^# //p' "$0"; exit 2 ;;
 esac
