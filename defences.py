@@ -197,7 +197,7 @@ class Autoencoder(nn.Sequential):
         self.cut = [name for name, _ in self.named_children()].index("avgpool")
         with torch.no_grad(), I.frozen_eval(self):
             _, c, h, _ = self.encode(torch.zeros(1, 3, size, size)).shape
-        wide = [max(64, c >> i) for i in range(round(math.log2(size / h)) + 1)]
+        wide = [c, *(max(64, c >> i + 1) for i in range(round(math.log2(size / h))))]
         up = [nn.ConvTranspose2d(a, b, 4, 2, 1) for a, b in zip(wide, wide[1:], strict=False)]
         self.decoder = nn.Sequential(*up, nn.ConvTranspose2d(wide[-1], 64, 3, 1, 1),
                                      nn.ConvTranspose2d(64, 3, 3, 1, 1))
