@@ -155,8 +155,8 @@ def estimators(step: I.Step) -> Tensor:
 def namid(step: I.Step, base=I.at) -> Tensor:
     """NAMID: what attacked logits say of x, and of x' - x, is to be what clean ones say. Two passes
     of the student; the cosine is that of vectors over the batch, as in released code."""
-    # differs: paper and code have alpha 5 from the start on (--alpha 5 --mi-ramp 0), which here ends
-    # at chance; released code has no lambda, selects by a softmax over the batch, makes seven passes
+    # differs: paper and code have alpha 5 from the start (--alpha 5 --mi-ramp 0), which here ends at
+    # chance; released code has no lambda, selects by a softmax over the batch, makes seven passes
     loss = base(step)
     (n, n_adv), (a, a_adv) = step.estimators.information(step.x, step.x_adv, step.s, step.s_adv)
     w = fooled(step)
@@ -300,8 +300,7 @@ def figure_information(figure, found: dict) -> None:
 def run_mi(path: str, **given) -> None:
     """Is a net's natural information smaller, its adversarial one larger on attacked images? The
     estimators are trained once for a checkpoint; --mi-train difference presupposes the answer."""
-    given = dict(eval_subset=1024) | given
-    cfg = I.Config(**I.settings(path) | given | dict(teacher=path))
+    cfg = I.Config(**dict(eval_subset=1024) | I.settings(path, given) | dict(teacher=path))
     out = Path(trained_estimators(cfg.resolved(), path)).parent
     found = json.loads((out / "results.json").read_text())["findings"]
     names = list(found["all"])[1:]

@@ -1500,16 +1500,17 @@ def number(text: str) -> float:
     above, _, below = text.partition("/")
     return float(above) / (float(below or 1) or math.nan)
 
-def settings(path: str) -> dict:
-    """What a checkpoint says of the data that it was made with."""
+def settings(path: str, given: dict) -> dict:
+    """The options given, on top of what a checkpoint says of its data."""
     saved = load_tensors(path).get("config", {}) if Path(path).exists() else {}
     wanted = "dataset data_dir image_size eps subset val_size"
-    return {k: saved[k] for k in wanted.split() if k in saved}
+    found = {k: saved[k] for k in wanted.split() if k in saved} | given
+    require("dataset" in found, f"{path} does not say its data: add --dataset")
+    return found
 
 def run_eval(path: str, **given) -> None:
     """Evaluate a checkpoint, ours or a stranger's; with --out DIR, also write DIR/eval.json."""
-    cfg = Config(**settings(path) | given)
-    require("dataset" in settings(path) | given, f"{path} does not say its data: add --dataset")
+    cfg = Config(**settings(path, given))
     device = pick_device(cfg.device)
     data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
     net = load_teacher(path, cfg.teacher_arch, len(data.classes), size=data.x_test.shape[-1],

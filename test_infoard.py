@@ -1431,7 +1431,7 @@ echo "$@" >> log
 trap 'sleep 0.5; echo saved >> log; exit 143' TERM
 case "$*" in
     */ard/plain/s1*) [ -z "$FAIL" ] || exit 2 ;;
-    *rslad/infoard*) mkdir -p runs/tables/smoke/{T1/rslad/{plain,infoard},T2} ;;
+    *rslad/infoard*) mkdir -p runs/tables/smoke/{T1/{rslad,at,trades}/{plain,infoard},T2,T4/{at,trades}} ;;
     *rslad/plain/s1*) [ -z "$SLOW" ] || for i in {1..100}; do sleep 0.1; done ;;
 esac
 """
@@ -1455,8 +1455,8 @@ def shell(tmp_path):
 def test_a_failing_cell_does_not_stop_the_others(shell, tmp_path, fail):
     assert shell("tables", "smoke", "--data-dir", "/a b", FAIL=fail).wait(60) == len(fail)
     log = (tmp_path / "log").read_text().splitlines()
-    assert len(log) == 1 + 54 + 1 and log[-1] == "infoard.py tables runs/tables/smoke"
-    assert all("--data-dir /a b" in line for line in log[:-1]) and len(set(log)) == 55
+    assert len(log) == 4 + 70 + 1 and log[-1] == "infoard.py tables runs/tables/smoke"
+    assert all("--data-dir /a b" in line for line in log[:-1]) and len(set(log)) == 71
 
 def test_a_stopped_script_waits_until_its_runs_have_saved(shell, tmp_path):
     script, log = shell("tables", "smoke", SLOW="1"), tmp_path / "log"
@@ -1504,24 +1504,27 @@ def test_papers_settings_are_those_of_the_papers():
     assert table["igdm"] == table["saad"] == (200, "100,150", 2e-4, "batchmean")
     assert {c.kl_reduction for c in cells("paper") if c.dataset != "cifar10"} == {"batchmean"}
 
-def test_smoke_tables_killed_and_restarted_give_the_same_files(lab, tmp_path):
-    """Every kind of cell, in one go or killed in the middle of two of them."""
+def test_smoke_tables_killed_and_restarted_give_the_same_files(lab, tmp_path, monkeypatch):
+    """Every kind of cell, in one go or killed in the middle of four of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(I, "check_teacher", lambda *args: 99.0)
     def sweep(to, stops):
-        for i, cell in enumerate(cells("smoke")[:27]):
+        for i, cell in enumerate(cells("smoke")[:35]):
             name, options = cell.out.removeprefix("runs/tables/smoke/"), dataclasses.asdict(cell)
             options |= BASE | dict(out=None, resume=True, teacher=lab.teacher, teacher_epochs=None,
                                    teacher_nat=lab.teacher, epochs=1, subset=100, eval_subset=20)
+            options["teacher"] = None if cell.framework.startswith("mid") else lab.teacher
             options.pop("out")
             with contextlib.suppress(SystemExit):
                 run(to / name, stop=stops.get(i, 0), **options)
     sweep(tmp_path / "whole", {})
-    sweep(tmp_path / "killed", {1: 1, 12: 2})
+    sweep(tmp_path / "killed", {1: 1, 12: 2, 28: 1, 33: 1})
     sweep(tmp_path / "killed", {})
     for top in ("whole", "killed"):
         I.run_tables(str(tmp_path / top))
     tables = [[(tmp_path / top / f"tables.{kind}").read_bytes() for kind in ("md", "tex", "jsonl")]
               for top in ("whole", "killed")]
-    assert tables[0] == tables[1] and tables[0][0].count(b"\n| T") == 2 * 27
+    assert tables[0] == tables[1] and tables[0][0].count(b"\n| T") == 2 * 35 + 4
 
 RESULTS = Path(I.__file__).with_name("results")
 SHOWN = re.findall(r"<!-- results/(\S+) -->\n\n(.*?)\n\n<!-- end -->", README, re.S)
@@ -1645,7 +1648,7 @@ def test_dv_leaves_its_diagonal_out(scores, c, seed):
     i = seed % len(scores)
     moved = scores.clone()
     moved[i, i] += c  # raises its own row by as much, in no way another
-    near(D.pointwise(moved) - D.pointwise(scores), c * F.one_hot(torch.tensor(i), len(scores)),
+    near(D.pointwise(moved) - D.pointwise(scores), c * torch.eye(len(scores), dtype=F64)[i],
          1e-9 * max(1, scores.abs().max().item() + abs(c)))
     for bound in ("dv", "infonce", "jsd"):
         scores = scores.clone().requires_grad_()
@@ -1678,9 +1681,10 @@ def test_each_estimator_sees_its_own_pattern():
 @each("bound", ["dv", "infonce", "jsd"])
 def test_estimators_tell_what_logits_depend_on(source, larger, bound):
     def draw(seed, b=64):
-        x, noise = rand(b, 3, 8, 8, seed=seed).float(), rand(b, 3, 8, 8, seed=seed + 1, lo=-1).float()
-        place = dict(x=x, noise=noise)[source]
-        return x, x + R * noise, place.mean((2, 3)) @ torch.eye(3, 4) * 20
+        x, noise = (0.8 * rand(b, 3, 1, 1, seed=seed + i, lo=lo) + 0.2 * rand(b, 3, 8, 8, seed=seed + i)
+                    for i, lo in enumerate((0, -1)))  # each of a colour of its own
+        z = dict(x=x, noise=noise)[source].mean((2, 3)) @ torch.eye(3, 4, dtype=F64)
+        return x.float(), (x + R * noise).float(), 5 * z.float()
     both = critics(bound=bound).train()
     opt = torch.optim.Adam(both.parameters(), 3e-3)
     for seed in range(0, 240, 2):
@@ -1705,7 +1709,8 @@ def test_selection_is_by_the_largest_logit_of_each_sample():
     near(D.fooled(SimpleNamespace(s=s, s_adv=s, y=y)), torch.zeros(4))
 
 def namid_step(framework="namid", b=6, seed=0, **options):
-    student, _, x, y = pair(b, F64)
+    student, _, x, _ = pair(b, F64)
+    y = copy.deepcopy(student)(x).argmax(1)  # all are right on x
     cfg = I.Config(framework=framework, steps=2, **dict(eps=0.3, step_size=0.2) | options)
     return I.Step(student, None, x, y, cfg=cfg, estimators=critics(seed).double(), progress=0.5,
                   generators=dict(attack=rng(5), data=rng(6)))
@@ -1739,14 +1744,32 @@ def test_namid_is_its_formula_in_two_passes(base, framework):
 
 def test_namid_without_fooled_samples_is_its_base():
     step, plain = namid_step(eps=0.0), namid_step("at", eps=0.0, infoard=False)
-    near(step.loss(), plain.loss(), 0.0)
-    step.loss().backward()
+    loss = D.namid(step)
+    near(loss, plain.loss(), 0.0)
+    loss.backward()
     assert all(p.grad.isfinite().all() for p in step.student.parameters())
+
+def test_the_measurement_groups_by_what_the_attack_did(lab):
+    both = D.Estimators(lab.net, 10, dim=16)
+    found = both.findings(SMALL.x_test[:70], SMALL.y_test[:70], 1 / 255, size=32)
+    assert found["all"]["n"] == 64 == sum(found[k]["n"] for k in ("resisted", "fooled", "wrong"))
+    for group in found.values():
+        near(group["N(x')-N(x)"][0], group["N(x')"][0] - group["N(x)"][0], 1e-6)
+        near(group["A(x')-A(x)"][0], group["A(x')"][0] - group["A(x)"][0], 1e-6)
+    weighted = sum(found[k]["n"] * found[k]["N(x)"][0] for k in ("resisted", "fooled", "wrong"))
+    near(weighted / 64, found["all"]["N(x)"][0], 1e-6)
+
+def used(net, x):
+    """A net whose batch norm knows its activations, so that eval mode is no constant function."""
+    for _ in range(40):
+        net.train()(x)
+    return net.eval()
 
 @each("train", ["max", "difference"])
 def test_estimators_climb_their_objective(train):
-    net, _, x, y = pair(8)
-    both = D.Estimators(net.eval().requires_grad_(False), 4, dim=16)
+    net, _, x, _ = pair(8)
+    y = used(net, x)(x).argmax(1)
+    both = D.Estimators(net.requires_grad_(False), 4, dim=16)
     cfg = I.Config(framework="estimators", steps=2, eps=0.3, step_size=0.2, mi_train=train)
     step = I.Step(both, net, x, y, cfg=cfg, generators=dict(attack=rng(5)))
     loss = step.loss()
@@ -1760,24 +1783,14 @@ def test_estimators_climb_their_objective(train):
     assert all(p.grad is None for p in net.parameters())
     assert all("held" not in k and "net" not in k for k in both.state_dict())
 
-def test_the_measurement_groups_by_what_the_attack_did(lab):
-    both = D.Estimators(lab.net, 10, dim=16)
-    found = both.findings(SMALL.x_test[:70], SMALL.y_test[:70], R, size=32)
-    assert found["all"]["n"] == 64 == sum(found[k]["n"] for k in ("resisted", "fooled", "wrong"))
-    for group in found.values():
-        near(group["N(x')-N(x)"][0], group["N(x')"][0] - group["N(x)"][0], 1e-6)
-        near(group["A(x')-A(x)"][0], group["A(x')"][0] - group["A(x)"][0], 1e-6)
-    weighted = sum(found[k]["n"] * found[k]["N(x)"][0] for k in ("resisted", "fooled", "wrong"))
-    near(weighted / 64, found["all"]["N(x)"][0], 1e-6)
-
 # MID
 
 def mid_step(framework="mid", b=4, **options):
     torch.manual_seed(0)
     teacher, student = (D.Autoencoder(I.tiny(4, 16, width=2), 16).double() for _ in range(2))
-    teacher.eval().requires_grad_(False)
-    student = D.prepare_mid(student, teacher, None, 4).train()
     x, y = rand(b, 3, 16, 16), torch.arange(b) % 4
+    used(teacher, x).requires_grad_(False)
+    student = D.prepare_mid(used(student, x), teacher, None, 4).train()
     cfg = I.Config(framework=framework, steps=2, **options)
     return I.Step(student, teacher, x, y, cfg=cfg, progress=0.3, generators=dict(
         attack=rng(5), data=rng(options.get("seed", 6))), teacher_nat=I.tiny(4, 16, width=2).double())
@@ -1919,7 +1932,8 @@ def test_transferred_attacks_are_made_on_the_other_net_and_worst_is_linf(lab, mo
 def test_defences_train_end_to_end_and_resume_bit_for_bit(framework, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(I, "check_teacher", lambda *args: 99.0)  # one epoch teaches it nothing
-    options = dict(framework=framework, teacher_epochs=1, resume=True, figures=True, transfer=True)
+    options = dict(framework=framework, teacher_epochs=1, resume=True, figures=True, transfer=True,
+                   subset=130)
     whole = run(tmp_path / "whole", **options)
     with pytest.raises(SystemExit):
         run(tmp_path / "killed", stop=3, **options)
@@ -1941,9 +1955,9 @@ def test_defences_train_end_to_end_and_resume_bit_for_bit(framework, tmp_path, m
         assert isinstance(net, D.Autoencoder)
 
 def test_measurement_of_a_checkpoint_is_made_once(desk, capsys, monkeypatch):
-    line = ["mi", "runs/teacher/last.pt", "--teacher-epochs", "1", "--device", "cpu", "--steps", "1",
+    monkeypatch.setattr(I, "check_teacher", lambda *args: 99.0)
+    line = ["mi", "done/last.pt", "--teacher-epochs", "1", "--device", "cpu", "--steps", "1",
             "--eval-subset", "40", "--critic-dim", "16", "--no-progress"]
-    monkeypatch.setattr(I, "render_shapes", lambda *args, **options: SMALL)
     assert I.main(line) == 0
     first = capsys.readouterr().out
     assert "| fooled" in first and "N smaller on attacked images: " in first
