@@ -155,7 +155,7 @@ def estimators(step: I.Step) -> Tensor:
 def namid(step: I.Step, base=I.at) -> Tensor:
     """NAMID: what attacked logits say of x, and of x' - x, is to be what clean ones say. Two passes
     of the student; the cosine is that of vectors over the batch, as in released code."""
-    # differs: paper and code have alpha 5 from the start (--alpha 5 --mi-ramp 0), which here ends at
+    # differs: paper and code have alpha 5 from the start (--alpha 5 --mi-ramp 0), here that ends at
     # chance; released code has no lambda, selects by a softmax over the batch, makes seven passes
     loss = base(step)
     (n, n_adv), (a, a_adv) = step.estimators.information(step.x, step.x_adv, step.s, step.s_adv)
@@ -236,6 +236,7 @@ def likeness(x: Tensor, z: Tensor) -> tuple[float, float]:
 
 def autoencoder(step: I.Step) -> Tensor:
     """MID's teacher, on clean images."""
+    # differs: the paper has the norm of the difference, which diverges here; released code has this
     f, z = step.student(step.x, features=True)
     mse = F.mse_loss(I.full(step.student.decoder(f)), step.x)
     step.terms |= dict(mse=mse)

@@ -203,7 +203,8 @@ class Config:
         cfg = replace(self, infoard=self.infoard and lifted, **fill)
         if "twin" in preset:  # a teacher of the student's own kind, both with this suffix
             student = cfg.student.removesuffix(preset["twin"]) + preset["twin"]
-            cfg = replace(cfg, student=student, teacher_arch=student)
+            arch = self.teacher_arch if self.teacher else student
+            cfg = replace(cfg, student=student, teacher_arch=arch)
         require(cfg.steps_lo <= cfg.steps, f"--steps-lo must be at most --steps, {cfg.steps}")
         require(re.fullmatch(r"cosine|\d+(,\d+)*", cfg.schedule),
                 f"--schedule must be cosine or epochs such as 100,150, not {cfg.schedule}")
@@ -1319,7 +1320,8 @@ def train(cfg: Config | None = None, **given) -> dict:
             settings=asdict(cfg), argv=sys.argv, python=sys.version.split()[0],
             torch=torch.__version__, machine=sys.platform, threads=torch.get_num_threads(),
             gpu=torch.cuda.get_device_name() if device.type == "cuda" else None,
-            source_sha256=digest(__file__), teacher_sha256=digest(cfg.teacher or "")))
+            source_sha256=digest(__file__), teacher_sha256=digest(cfg.teacher or ""),
+            defences_sha256=digest(Path(__file__).with_name("defences.py"))))
     run = Run(cfg, data, device, get_nets(cfg, data, device))
     if begun:
         run.load(out / "last.pt")
@@ -1445,8 +1447,8 @@ def figure_curves(figure, log: list[dict], results: dict) -> None:
     """Over epochs: accuracy (dotted: best), loss and its terms, attacks; accuracy over eps."""
     rows, far = {k: np.array([r[k] for r in log]) for k in log[0]}, results.get("over_eps", {})
     panels = {"validation accuracy (%)": ["val_clean", "val_pgd"],
-              "training loss, its terms (nats)": list(rows)[2:list(rows).index("eps")],
-              "radius (1/255), attack steps": ["eps", "steps"]}
+              "loss and terms (nats)": list(rows)[2:list(rows).index("eps")],
+              "radius (1/255), steps": ["eps", "steps"]}
     figure.set_size_inches(9, 1.9)
     *axes, over_eps = figure.subplots(1, len(panels) + 1)
     for ax, (title, keys) in zip(axes, panels.items(), strict=True):

@@ -66,7 +66,7 @@ trades/namid --framework namid_trades"
 T5="
 undefended --framework natural
 plain      --framework at --no-infoard
-mid        --framework mid
+mid        --framework mid --figures
 published  --framework mid_transfer"
 
 scale() {  # SCALE: sets dir, seeds, parallel, common (options of every run) and blocks (of options)
