@@ -202,9 +202,8 @@ class Config:
         lifted = preset.get("infoard", True)  # whether InfoARD can be added
         cfg = replace(self, infoard=self.infoard and lifted, **fill)
         if "twin" in preset:  # a teacher of the student's own kind, both with this suffix
-            student = cfg.student.removesuffix(preset["twin"]) + preset["twin"]
-            arch = self.teacher_arch if self.teacher else student
-            cfg = replace(cfg, student=student, teacher_arch=arch)
+            net = cfg.student.removesuffix(preset["twin"]) + preset["twin"]
+            cfg = replace(cfg, student=net, teacher_arch=self.teacher_arch if self.teacher else net)
         require(cfg.steps_lo <= cfg.steps, f"--steps-lo must be at most --steps, {cfg.steps}")
         require(re.fullmatch(r"cosine|\d+(,\d+)*", cfg.schedule),
                 f"--schedule must be cosine or epochs such as 100,150, not {cfg.schedule}")
