@@ -105,13 +105,16 @@ class Estimators(nn.Module):
         return self.held[0](x)
     def information(self, x: Tensor, x_adv: Tensor, s: Tensor, s_adv: Tensor) -> Tensor:
         """N(z) and A(z) of z = s, s_adv, logits on x, x_adv: [2,2,B] in nats, mean over places."""
+        if len(x) < 2:  # one image alone has no negatives
+            return 0 * sum(p.sum() for p in self.parameters()).expand(2, 2, len(x))
         with torch.autocast(x.device.type, enabled=False):
             scores = [*self.natural(x, s, s_adv), *self.adversarial(x_adv - x, s, s_adv)]
         return pointwise(torch.stack(scores), self.bound).mean(1).view(2, 2, -1)
     def findings(self, x: Tensor, y: Tensor, eps: float, size: int = 256) -> dict:
-        """Natural and adversarial information of x and x' (PGD-20): {group: {name: [mean, half of
-        its 95% interval]}} in nats; negatives: the batch; a last incomplete batch is left out."""
-        device, size, columns = next(self.parameters()).device, min(size, len(x)), []
+        """E_N(x, S(x)), E_N(x, S(x')), E_A(x'-x, S(x)), ... by PGD-20: {group: {name: [mean, half
+        of its 95% interval]}} in nats; negatives: the batch, one of equal ones up to `size`."""
+        I.require(len(x) > 1, "the measurement needs two test images: raise --eval-subset")
+        device, size, columns = next(self.parameters()).device, len(x) // -(-len(x) // size), []
         g = torch.Generator(device).manual_seed(0)
         for i in range(0, len(x) - size + 1, size):
             x_b, y_b = I.to_float(x[i:i + size], device), y[i:i + size].to(device)
@@ -144,7 +147,8 @@ def fooled(step: I.Step) -> Tensor:
 
 def estimators(step: I.Step) -> Tensor:
     """NAMID's critics, of a fixed net whose logits step.s and step.s_adv are."""
-    # differs: released code has cosines between N(x) and N(x') here, not eq. 5
+    # differs: eq. 5 is the paper's choice, eq. 4 the default here (README says why); released code
+    # has cosines between N(x) and N(x') instead; Adam there, the loop's SGD here
     step.attack(I.ce_objective(step.student, step.y))
     (n, n_adv), (a, a_adv) = step.student.information(step.x, step.x_adv, step.s, step.s_adv)
     step.terms |= dict(n=n.mean(), n_adv=n_adv.mean(), a=a.mean(), a_adv=a_adv.mean())
@@ -155,8 +159,9 @@ def estimators(step: I.Step) -> Tensor:
 def namid(step: I.Step, base=I.at) -> Tensor:
     """NAMID: what attacked logits say of x, and of x' - x, is to be what clean ones say. Two passes
     of the student; the cosine is that of vectors over the batch, as in released code."""
-    # differs: paper and code have alpha 5 from the start (--alpha 5 --mi-ramp 0), here that ends at
-    # chance; released code has no lambda, selects by a softmax over the batch, makes seven passes
+    # differs: paper and code have alpha = 5 from the start (--alpha 5 --mi-ramp 0, see README);
+    # released code has no lambda, selects by a softmax over the batch, makes seven passes
+    I.require(step.estimators, "namid needs estimators")
     loss = base(step)
     (n, n_adv), (a, a_adv) = step.estimators.information(step.x, step.x_adv, step.s, step.s_adv)
     w = fooled(step)
@@ -171,18 +176,18 @@ def prepare_estimators(student: nn.Module, teacher: nn.Module, cfg: I.Config, cl
     """What the framework estimators trains."""
     return Estimators(teacher, classes, cfg.critic_dim, cfg.mi_bound)
 
+def trained_estimators(cfg: I.Config, path: str) -> str:
+    """Their best.pt: a run of its own, in runs/teachers."""
+    more = "mi_bound mi_train critic_dim eval_subset teacher_norm teacher_arch"
+    return I.trained(cfg, "estimators", cfg.student, path,
+                     **{k: getattr(cfg, k) for k in more.split()})
+
 def get_estimators(cfg: I.Config, teacher: nn.Module, path: str, classes: int) -> dict:
     """The estimators of a net, trained once and then kept."""
     critics = prepare_estimators(None, teacher, cfg, classes)
     critics.load_state_dict(I.load_tensors(trained_estimators(cfg, path))["model"])
     critics.to(next(teacher.parameters()).device).eval().requires_grad_(False)
     return dict(estimators=critics)
-
-def trained_estimators(cfg: I.Config, path: str) -> str:
-    """Their best.pt: a run of its own, in runs/teachers."""
-    more = "mi_bound mi_train critic_dim eval_subset teacher_norm teacher_arch"
-    return I.trained(cfg, "estimators", cfg.student, path,
-                     **{k: getattr(cfg, k) for k in more.split()})
 
 # ==== 4. MID ======================================================================================
 # teacher  CE(C(E_t(x)), y) + |D(E_t(x)) - x|^2, on clean images; then fixed
@@ -197,6 +202,8 @@ class Autoencoder(nn.Sequential):
         self.cut = [name for name, _ in self.named_children()].index("avgpool")
         with torch.no_grad(), I.frozen_eval(self):
             _, c, h, _ = self.encode(torch.zeros(1, 3, size, size)).shape
+        I.require(size // h * h == size and size // h & (size // h - 1) == 0,
+                  f"a decoder needs images of a size that its net halves evenly, not {size} pixels")
         wide = [c, *(max(64, c >> i + 1) for i in range(round(math.log2(size / h))))]
         up = [nn.ConvTranspose2d(a, b, 4, 2, 1) for a, b in zip(wide, wide[1:], strict=False)]
         self.decoder = nn.Sequential(*up, nn.ConvTranspose2d(wide[-1], 64, 3, 1, 1),
@@ -257,8 +264,9 @@ def mid(step: I.Step, transfer: bool = False) -> Tensor:
     """MID: a first-order meta-step. One attack of the pool, drawn at random, is held out; its loss
     is taken where a step on the others leads, and its gradient goes to theta. The pool attacks the
     net in training, or with transfer, as published, an undefended one."""
-    # differs: a mean over the pool, not a sum; released code always tests on its last attack, and
-    # that gradient is lost
+    # differs: a mean over the pool, not a sum; L2 attacks in it, any other class as a target; SGD
+    # with the loop's lr within and without (there 1e-4, Adam outside). Weights of J: those of
+    # released code, which always tests on its last attack and loses the gradient of that test
     cfg, net = step.cfg, step.teacher_nat if transfer else step.student
     pool = [name.strip() for name in cfg.pool.split(",")]
     held_out = pool.pop(int(torch.randint(len(pool), (), generator=step.generators.get("data"))))
@@ -268,13 +276,22 @@ def mid(step: I.Step, transfer: bool = False) -> Tensor:
             generator=step.generators.get("attack"))
     theta = {k: p for k, p in step.student.named_parameters() if p.requires_grad}
     known = consistency(step, torch.cat([attacked(name) for name in pool]), theta, 1.5, 0.8)
-    grads = torch.autograd.grad(known, list(theta.values()))
+    grads = torch.autograd.grad(1024 * known, list(theta.values()))  # as in pgd, for fp16
+    grads = [g / 1024 for g in grads]
     lr = cfg.lr_at(step.progress)
     moved = {k: p - lr * g for (k, p), g in zip(theta.items(), grads, strict=True)}
     unknown = consistency(step, attacked(held_out), moved, 1.0, 1.0)
     step.terms |= dict(known=known, unknown=unknown)
     again = sum((g * (p - p.detach())).sum() for p, g in zip(theta.values(), grads, strict=True))
     return known.detach() + again + unknown  # again: 0, with the gradient of known
+
+def check_mid(cfg: I.Config) -> None:
+    """One line for a pool that cannot be split, and for a teacher that has no decoder."""
+    I.require(cfg.teacher or cfg.teacher_framework == "autoencoder",
+              "MID needs a teacher with a decoder: --teacher-framework autoencoder")
+    pool = {I.lookup(["clean", *I.ATTACKS], name.strip(), "attack") for name in cfg.pool.split(",")}
+    I.require(len(pool) > 1 and len(pool) == len(cfg.pool.split(",")),
+              f"--pool needs two different attacks or more, not {cfg.pool}")
 
 def prepare_mid(student: Autoencoder, teacher: Autoencoder, cfg: I.Config, classes: int):
     """A new encoder under the head and the decoder of the teacher, which stay as they are."""
@@ -315,10 +332,15 @@ def run_mi(path: str, **given) -> None:
     I.draw(out / "figures", information=partial(figure_information, found=found))
 
 # ==== Entries in the tables of infoard.py =========================================================
+# A framework is a function of a Step that gives its loss. It may have as attributes: check(cfg),
+# before anything else; nets(cfg, teacher, path, classes), more nets for its Step; prepare(student,
+# teacher, cfg, classes), the net to train. That net may have quality(x, x'), findings(x, y, eps),
+# which give dicts for results.json, and regenerated(x), images for the sheet.
 namid_trades, mid_transfer = partial(namid, base=I.trades), partial(mid, transfer=True)
 estimators.prepare = prepare_estimators
 namid.nets = namid_trades.nets = get_estimators
 mid.prepare = mid_transfer.prepare = prepare_mid
+mid.check = mid_transfer.check = check_mid
 I.FRAMEWORKS |= dict(estimators=estimators, namid=namid, namid_trades=namid_trades,
                      autoencoder=autoencoder, mid=mid, mid_transfer=mid_transfer)
 I.NEED_TEACHER += ["estimators", "namid", "namid_trades", "mid", "mid_transfer"]

@@ -43,8 +43,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 # x [B,C,H,W] in [0,1] (normalisation lives inside the model), y [B], K classes
 # x' = x_adv, |x' - x|_inf <= eps; eps and alpha (the step; in section 6 a weight) in n/255
 # S, T student and teacher, x -> logits [B,K]; s, t = S(x), T(x); maps {name: [B,C_l,H_l,W_l]}
-# scores [B,B]: row i the student on x'_i, column j the teacher on x_j
-# divergences and mutual information in nats per sample, averaged over the batch
+# scores [B,B]: row i the student on x'_i, column j the teacher on x_j; divergences, MI in nats
 
 ALL = slice(None)
 PRESETS = dict(  # what None means in Config: by data, and by framework as its paper has it
@@ -106,7 +105,7 @@ class Threat:
     norm: str = "linf"
     def __post_init__(self):
         lookup(("linf", "l2"), self.norm, "norm")
-        require(isinstance(self.eps, Tensor) or self.norm == "l2" or 0 <= self.eps <= 1,
+        require(isinstance(self.eps, Tensor) or 0 <= self.eps <= (1, math.inf)[self.norm == "l2"],
                 f"eps must lie in [0, 1], got {self.eps}: write 8/255 or 0.0314")
         require(isinstance(self.steps, Tensor) or self.steps >= 0, "steps must not be negative")
     def schedule(self, batch: int) -> tuple[Tensor | None, tuple[int, ...]]:
@@ -138,7 +137,7 @@ class Config:
     teacher: str = opt(None, "file, robustbench:ID or module:factory; default: train one, once")
     teacher_arch: str = opt(None, "a teacher to train, or the one that a file must hold")
     teacher_norm: str = opt("none", "normalisation a file expects: none, cifar10, cifar100")
-    teacher_nat: str = opt(None, "MTARD's natural teacher, like --teacher")
+    teacher_nat: str = opt(None, "an undefended net, for mtard or to transfer from, like --teacher")
     teacher_framework: str = opt(None, "that of a missing teacher", "trades at natural autoencoder")
     teacher_epochs: int = opt(None, "epochs for a missing teacher; default: --epochs", low=1)
     framework: str = opt("rslad", "a name in FRAMEWORKS")
@@ -177,8 +176,7 @@ class Config:
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps")
     amp: str = opt("auto", "half precision; auto: bf16 if in hardware", "auto bf16 fp16 off")
     compile: bool = opt(False, "torch.compile the student")
-    attacks: str = opt("clean,fgsm,pgd,cw,apgd", "a list with commas", "clean fgsm pgd cw apgd aa "
-                       "bim pgd_t mifgsm mifgsm_t pgd_l2 pgd_l2_t spatial")
+    attacks: str = opt("clean,fgsm,pgd,cw,apgd", "a list with commas: these, aa or any of ATTACKS")
     eval_subset: int = opt(None, "test images; 0: all; default: 500 on a CPU, else all", low=0)
     eval_batch: int = opt(256, "images per evaluation batch", low=1)
     out: str = opt(None, "folder; default: runs/<dataset>-<student>-<framework>[-plain]-s<seed>")
@@ -324,8 +322,7 @@ def recipe(make: Callable, share: float, steps: int, norm: str = "linf", **optio
 
 fgsm = recipe(ce_objective, 1, 1, init="none")  # (model, x, y, eps=8/255), one step from x [FGSM]
 ATTACKS = dict(  # name: attack(net, x, y); at 8/255, 1/4 is 2/255
-    fgsm=fgsm,
-    pgd_sat=recipe(ce_objective, 1 / 4, 20),
+    fgsm=fgsm, pgd_sat=recipe(ce_objective, 1 / 4, 20),
     pgd_trades=recipe(ce_objective, 0.003 * 255 / 8, 20),
     cw=recipe(cw_objective, 1 / 4, 30))
 
@@ -556,17 +553,16 @@ class Step:
         self.alpha, self.beta = self.cfg.alpha, self.cfg.beta
         self.generators, self.memory = generators or {}, {} if memory is None else memory
         self.threat = Threat(cfg.eps, cfg.step_size, self.cfg.steps)
-    def tapped(self, whose: str, logits: Tensor) -> Tensor:
+    def tap(self, whose: str, logits: Tensor) -> Tensor:
         """Keeps the feature maps of the pass that made these logits."""
         if self.info:
             self.maps[whose] = getattr(self.info, whose).take()
         return logits
-    t = cached_property(lambda self: self.tapped("teacher_taps", predict(self.teacher, self.x)))
+    t = cached_property(lambda self: self.tap("teacher_taps", predict(self.teacher, self.x)))
     t_adv = cached_property(lambda self: predict(self.teacher, self.x_adv))
     t_nat = cached_property(lambda self: predict(self.teacher_nat, self.x))
     s = cached_property(lambda self: full(self.student(self.x)))
-    s_adv = cached_property(
-        lambda self: self.tapped("student_taps", full(self.student(self.x_adv))))
+    s_adv = cached_property(lambda self: self.tap("student_taps", full(self.student(self.x_adv))))
     def kl(self, p: Tensor, q: Tensor, tau: float = 1.0, weight: Tensor | float = 1.0) -> Tensor:
         """tau^2 KL of logits at temperature tau, weighted [B], averaged; see --kl-reduction."""
         classes = p.shape[1] if self.cfg.kl_reduction == "mean" else 1
@@ -685,8 +681,7 @@ NEED_TEACHER, NEED_NATURAL = list(FRAMEWORKS)[3:], ["mtard"]
 SCORES = dict(natural="val_clean")  # by what `best` is chosen; else val_pgd
 
 # ==== 7. Models, teachers =========================================================================
-# Layers in a row, named as in files in the wild (kuangliu's CIFAR nets, TRADES' WideResNet), so
-# that these load. The first layer halves images of 64 pixels and more, and quarters those of 128.
+# Layers are named as in files in the wild (kuangliu's CIFAR nets, TRADES' WRN): these load.
 NORMS = dict(none=((0.0,) * 3, (1.0,) * 3),
              cifar10=((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
              cifar100=((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)))
@@ -750,7 +745,7 @@ def stage(block: Callable, c_in: int, c: int, n: int, stride: int) -> nn.Sequent
 
 def in_a_row(size: int, conv1: nn.Conv2d, *, head: nn.Linear, name: str = "linear",
              **layers: nn.Module) -> nn.Sequential:
-    """normalise, layers, pool, head: x [B,3,size,size] in [0,1] -> logits [B,K]."""
+    """normalise, layers, pool, head; conv1 halves 64 pixels, or, with a pool, quarters 128."""
     conv1.stride = (2, 2) if size >= 64 else conv1.stride
     shrink = dict(shrink=nn.MaxPool2d(2)) if size >= 128 else {}
     return nn.Sequential(OrderedDict(
@@ -964,8 +959,7 @@ def decode(parts: list, size: int, store: str) -> dict:
             try:
                 image, label = part[i]
             except (OSError, SyntaxError) as error:
-                file = part.samples[i][0]
-                raise InfoardError(f"image {file} is corrupt ({error}): replace it") from None
+                raise InfoardError(f"replace {part.samples[i][0]}: corrupt, {error}") from None
             shape = shape or image.size  # width, height
             f.write(ImageOps.fit(image, shape).tobytes())
             labels.append(label)
@@ -977,7 +971,6 @@ def read_cached(name: str, source: Path, size: int, cache: Path) -> Data:
     files = sorted(Path(d, f) for d, _, names in os.walk(source) for f in names) or [source]
     state = "".join(f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}\n" for f in files)
     facts = cache / f"{name}-{size}-{hashlib.sha256(state.encode()).hexdigest()[:12]}.json"
-    images = facts.with_suffix(".images")
     if not facts.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as work:
@@ -985,11 +978,12 @@ def read_cached(name: str, source: Path, size: int, cache: Path) -> Data:
                 shutil.unpack_archive(source, work, filter=("data", None)[source.suffix == ".zip"])
                 source = locate(name, Path(work)) or Path(work)
             found = decode(open_parts(name, source), size, f"{work}/.images")
-            os.replace(f"{work}/.images", images)
+            os.replace(f"{work}/.images", facts.with_suffix(".images"))
             save(facts, found)
     found = json.loads(facts.read_text())
-    x = torch.from_numpy(np.memmap(images, np.uint8, "c").reshape(-1, *found["shape"]))
-    x, y, n = x.permute(0, 3, 1, 2), torch.tensor(found["labels"]), found["train"]
+    x = np.memmap(facts.with_suffix(".images"), np.uint8, "c").reshape(-1, *found["shape"])
+    x, n = torch.from_numpy(x).permute(0, 3, 1, 2), found["train"]
+    y = torch.tensor(found["labels"])
     return Data(x[:n], y[:n], x[n:], y[n:], found["classes"], flip=name != "svhn")
 
 def load_dataset(name: str, data_dir: str | Path = "data", *, download: bool = True,
@@ -1084,7 +1078,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255,
     A sample is robust if it is right on x and on x'. pgd: PGD-20 with steps of 2/255 (sat), 0.003
     (trades); cw: CW_inf, 30 steps; apgd: AutoAttack's APGD-CE and APGD-T; aa: all of it; more in
     ATTACKS; worst: all L-infinity ones that were run; worst_class: of it; ci95: Wilson's; warnings:
-    of masked gradients. source: the net that is attacked in the model's place (transfer)."""
+    of masked gradients. source: the net attacked in the model's place (AutoAttack: where right)."""
     wanted, known = attacks.replace(" ", "").split(","), {k: (k,) for k in ATTACKS} | ASKED
     names = [name for w in wanted for name in lookup(known, w, "attack")]
     require(len(x) and (x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1),
@@ -1093,8 +1087,9 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255,
     g, seen = torch.Generator(next(model.parameters()).device).manual_seed(seed), source or model
     def still_right(before: Tensor, attack: Callable, text: str = "") -> Tensor:
         after = before.clone()  # who is lost stays lost
-        after[before] = correct(model, x[before], y[before], lambda _, *xy: attack(seen, *xy),
-                                batch_size, text)
+        with frozen_eval(seen):
+            after[before] = correct(model, x[before], y[before], lambda _, *xy: attack(seen, *xy),
+                                    batch_size, text)
         return after
     attack = {k: partial(f, eps=eps, eps_l2=eps_l2, generator=g) for k, f in ATTACKS.items()}
     right = {name: still_right(clean, attack[name], name) for name in names}
@@ -1186,9 +1181,8 @@ class Run:
         self.at = dict(epoch=0, position=0, step=0, best=-1.0, best_epoch=0, seconds=0.0,
                        order=self.train, sums={}, memory={}, history=[])
     def state(self) -> dict:
-        states = {k: part.state_dict() for k, part in self.parts.items()}
-        generators = {k: g.get_state() for k, g in self.generators.items()}
-        return self.label | states | dict(at=self.at, generators=generators)
+        return self.label | {k: part.state_dict() for k, part in self.parts.items()} | dict(
+            at=self.at, generators={k: g.get_state() for k, g in self.generators.items()})
     def load(self, path: Path) -> None:
         state = load_tensors(path)
         require({"at", *self.parts} <= state.keys(), f"{path} is no run to go on: change --out")
@@ -1260,6 +1254,8 @@ def trained(cfg: Config, framework: str, arch: str, teacher: str | None = None, 
     same = "dataset data_dir subset val_size image_size eps steps step_size lr amp batch_size"
     recipe = {k: getattr(cfg, k) for k in same.split()} | dict(
         student=arch, framework=framework, epochs=cfg.teacher_epochs) | more
+    if framework in ("autoencoder", "natural") and cfg.framework != "mtard":
+        recipe["seed"] = 99  # no student of the tables begins with it
     key = json.dumps(recipe) + (digest(teacher) or teacher if teacher else "")
     key = hashlib.sha256(key.encode()).hexdigest()[:8]
     out = Path(f"runs/teachers/{cfg.dataset}-{arch}-{framework}-{key}")
@@ -1279,7 +1275,8 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
         path = cfg.teacher or trained(cfg, cfg.teacher_framework, arch)
         paths["teacher"] = path, cfg.teacher_arch
     if cfg.framework in NEED_NATURAL or cfg.transfer:
-        paths["teacher_nat"] = cfg.teacher_nat or trained(cfg, "natural", plain), plain
+        arch = cfg.teacher_arch and plain
+        paths["teacher_nat"] = cfg.teacher_nat or trained(cfg, "natural", plain), arch
     for name, (path, arch) in paths.items():
         nets[name] = load_teacher(path, arch, classes, size=data.x_train.shape[-1], device=device,
                                   norm=cfg.teacher_norm, dataset=cfg.dataset)
@@ -1291,7 +1288,7 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
 def same_settings(old: dict, cfg: Config) -> None:
     """One line, if a run was begun with other settings than these (its machine and files apart)."""
     free = ("device out resume figures progress attacks eval_subset eval_batch data_dir download "
-            "compile transfer eps_l2").split()
+            "compile transfer").split()
     old = asdict(Config()) | old  # what was no option then
     for name, value in asdict(cfg).items():
         require(name in free or old[name] == value, f"{cfg.out} was made with --"
@@ -1308,7 +1305,9 @@ def train(cfg: Config | None = None, **given) -> dict:
         print(f"{out} is finished: another --out or --seed makes another run")
         return json.loads((out / "results.json").read_text())
     require(cfg.resume or not begun, f"{out} holds an unfinished run: --resume or another --out")
-    lookup(FRAMEWORKS, cfg.framework, "framework")
+    check = getattr(lookup(FRAMEWORKS, cfg.framework, "framework"), "check", None)
+    _ = check and check(cfg), [lookup(ATTACKS | ASKED, w.strip(), "attack")
+                               for w in cfg.attacks.split(",")]
     with torch.device("meta"):  # a look at the name before the work begins
         build_model(cfg.student)
     _ = re.search("apgd|aa", cfg.attacks) and importlib.import_module("pyautoattack")
@@ -1409,8 +1408,8 @@ def latex(lines: list[list[str]]) -> str:
     """A table as LaTeX, for booktabs."""
     text = " \\\\\n".join(map(" & ".join, lines)).replace("\n", "\n\\midrule\n", 1)
     text = re.sub("([%_])", r"\\\1", text).replace("±", r"$\pm$")
-    start = rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}} \toprule"
-    return f"{start}\n{text} \\\\\n\\bottomrule \\end{{tabular}}"
+    columns = "l" + "r" * (len(lines[0]) - 1)
+    return f"\\begin{{tabular}}{{{columns}}} \\toprule\n{text} \\\\\n\\bottomrule \\end{{tabular}}"
 
 def report(rows: dict[str, dict], *tables: list[list[str]]) -> str:
     """{name: result of evaluate} as a Markdown table (or the tables given), and their warnings."""
@@ -1503,21 +1502,23 @@ def number(text: str) -> float:
 
 def settings(path: str, given: dict) -> dict:
     """The options given, on top of what a checkpoint says of its data."""
-    saved = load_tensors(path).get("config", {}) if Path(path).exists() else {}
-    wanted = "dataset data_dir image_size eps subset val_size"
+    saved = load_tensors(path).get("config", {}) if ":" not in path else {}
+    wanted = "dataset data_dir image_size eps eps_l2 subset val_size"
     found = {k: saved[k] for k in wanted.split() if k in saved} | given
     require("dataset" in found, f"{path} does not say its data: add --dataset")
     return found
 
 def run_eval(path: str, **given) -> None:
-    """Evaluate a checkpoint, ours or a stranger's; with --out DIR, also write DIR/eval.json."""
+    """Evaluate any checkpoint; --out: keep eval.json there; --teacher-nat: transfer from it."""
     cfg = Config(**settings(path, given))
     device = pick_device(cfg.device)
     data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
     net = load_teacher(path, cfg.teacher_arch, len(data.classes), size=data.x_test.shape[-1],
                        norm=cfg.teacher_norm, dataset=cfg.dataset, device=device)
+    source = load_teacher(cfg.teacher_nat, device=device) if cfg.teacher_nat else None
     result = evaluate(net, *test_images(data, cfg.eval_subset, device), eps=cfg.eps, seed=cfg.seed,
-                      attacks=cfg.attacks, batch_size=cfg.eval_batch, classes=len(data.classes))
+                      eps_l2=cfg.eps_l2, attacks=cfg.attacks, batch_size=cfg.eval_batch,
+                      classes=len(data.classes), source=source)
     print(report({Path(path).name: result}))
     print("95% intervals:", ", ".join(f"{k} {lo}-{hi}" for k, (lo, hi) in result["ci95"].items()))
     if cfg.out:
@@ -1568,7 +1569,7 @@ def parse(verb: str, argv: list[str]) -> dict:
         preset = " or ".join(f"{v[f.name]} ({k})" for k, v in PRESETS.items() if f.name in v)
         default = f"{255 * f.default:.0f}/255" if f.name in ("eps", "step_size") else f.default
         text = ", ".join(FRAMEWORKS) if f.name == "framework" else f.metadata["help"]
-        text += f"; default: {preset or default}" * bool(preset or default)
+        text += f"; default: {preset if default is None else default}" * bool(preset or default)
         kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(
             type=number if f.type is float else f.type,
             metavar="|".join(f.metadata["choices"]) or f.type.__name__.upper())
@@ -1581,8 +1582,7 @@ def main(argv: list[str] | None = None) -> int:
     verb, argv = (argv[0], argv[1:]) if argv and argv[0][0] != "-" else ("train", argv)
     try:
         given = parse(verb, argv)
-        if not given.get("progress", True):
-            os.environ["TQDM_DISABLE"] = "1"
+        os.environ |= {} if given.get("progress", True) else dict(TQDM_DISABLE="1")
         VERBS[verb](**given)
         return 0
     except KeyboardInterrupt:
@@ -1593,7 +1593,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"infoard: error: {str(error).splitlines()[0]}{hint}", file=sys.stderr)
         return 2
 
-with contextlib.suppress(ModuleNotFoundError):  # NAMID and MID enter themselves, from their file
+if Path(__file__).with_name("defences.py").exists():  # NAMID and MID enter themselves
     importlib.import_module("defences")
 if __name__ == "__main__":
     raise SystemExit(sys.modules.get("infoard", sys.modules["__main__"]).main())

@@ -153,6 +153,7 @@ tables() {  # [options for every run]
     for block in $(find $dir -type d -name T1); do  # runs that T2 and T4 have in common with T1
         cp -r "$block/rslad/." "$block/../T2" || failed=1
         for name in at trades; do
+            mkdir -p "$block/../T4/$name"
             cp -r "$block/$name/plain" "$block/../T4/$name" || failed=1
         done
     done
