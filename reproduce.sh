@@ -73,7 +73,7 @@ scale() {  # SCALE: sets dir, seeds, parallel, common (options of every run) and
     dir=runs/tables/$1 seeds="0 1 2" parallel=1 blocks=". " student="" strongest=aa
     case $1 in
         smoke) seeds="0 1" parallel=2 student=tiny strongest=apgd
-               common="--subset 300 --epochs 1 --steps 2 --teacher-epochs 12 --batch-size 50
+               common="--subset 300 --epochs 1 --steps 2 --teacher-epochs 24 --batch-size 50
                        --eval-subset 40" ;;
         cpu)   seeds="0 1" parallel=2 student=tiny
                common="--dataset cifar10 --subset 10000 --student tiny --teacher-arch tiny_wide
