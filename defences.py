@@ -254,11 +254,11 @@ def consistency(step: I.Step, x_adv: Tensor, theta: dict, a: float, c: float) ->
     nats: a sum over channels, a mean over positions and samples."""
     # differs: released code divides KL by channels too, and its cyclic KL has no gradient
     n = len(x_adv) // len(step.y)
-    t = I.predict(step.teacher.encode, step.x).repeat(n, 1, 1, 1)  # [n B, C_l, h, w]
+    f_t = I.predict(step.teacher.encode, step.x).repeat(n, 1, 1, 1)  # [n B, C_l, h, w]
     f, z = torch.func.functional_call(step.student, theta, (x_adv,), dict(features=True))
-    again = step.teacher.encode(step.teacher.decoder(f))
+    cycled = step.teacher.encode(step.teacher.decoder(f))
     return F.cross_entropy(I.full(z), step.y.repeat(n)) \
-        + a * I.kl(t, f).mean() + c * I.kl(t, again).mean()
+        + a * I.kl(f_t, f).mean() + c * I.kl(f_t, cycled).mean()
 
 def mid(step: I.Step, transfer: bool = False) -> Tensor:
     """MID: a first-order meta-step. One attack of the pool, drawn at random, is held out; its loss
@@ -270,17 +270,17 @@ def mid(step: I.Step, transfer: bool = False) -> Tensor:
     cfg, net = step.cfg, step.teacher_nat if transfer else step.student
     pool = [name.strip() for name in cfg.pool.split(",")]
     held_out = pool.pop(int(torch.randint(len(pool), (), generator=step.generators.get("data"))))
-    def attacked(name: str) -> Tensor:
+    def attack(name: str) -> Tensor:
         return step.x if name == "clean" else I.ATTACKS[name](
             net, step.x, step.y, eps=cfg.eps, eps_l2=cfg.eps_l2, most=cfg.steps,
             generator=step.generators.get("attack"))
     theta = {k: p for k, p in step.student.named_parameters() if p.requires_grad}
-    known = consistency(step, torch.cat([attacked(name) for name in pool]), theta, 1.5, 0.8)
+    known = consistency(step, torch.cat([attack(name) for name in pool]), theta, 1.5, 0.8)
     grads = torch.autograd.grad(1024 * known, list(theta.values()))  # as in pgd, for fp16
     grads = [g / 1024 for g in grads]
     lr = cfg.lr_at(step.progress)
     moved = {k: p - lr * g for (k, p), g in zip(theta.items(), grads, strict=True)}
-    unknown = consistency(step, attacked(held_out), moved, 1.0, 1.0)
+    unknown = consistency(step, attack(held_out), moved, 1.0, 1.0)
     step.terms |= dict(known=known, unknown=unknown)
     again = sum((g * (p - p.detach())).sum() for p, g in zip(theta.values(), grads, strict=True))
     return known.detach() + again + unknown  # again: 0, with the gradient of known
