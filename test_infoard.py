@@ -2163,5 +2163,5 @@ def test_every_readme_command_is_understood(command, monkeypatch):
         assert command == "python -m pip install -r requirements.txt"
 
 def test_readme_shows_every_kind_of_command_and_of_table():
-    assert [folder for folder, _ in SHOWN] == ["cpu", "shapes"]
+    assert [folder for folder, _ in SHOWN] == ["cpu", "shapes", "namid", "mid"]
     assert len(COMMANDS) > 10 and {c.split()[0] for c in COMMANDS} == {"bash", "python"}
