@@ -881,7 +881,7 @@ def load_teacher(path_or_id: str, arch: str | None = None, num_classes: int | No
         require((z < 0).any() or (z.sum(1) - 1).abs().max() > 1e-4, "probabilities, not logits")
     except Exception as error:  # whatever foreign code raises
         why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InfoardError(f"{path_or_id}: {why}") from None
+        raise InfoardError(why if path_or_id in why else f"{path_or_id}: {why}") from None
     return net
 
 # ==== 8. Data =====================================================================================

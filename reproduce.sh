@@ -3,7 +3,7 @@
 # bash reproduce.sh test            set up, then the test suite
 # bash reproduce.sh tables SCALE    set up, then T1 (frameworks), T2 (ablation), T4 (NAMID) and T5
 #                                   (MID); killed, it goes on
-#                                   SCALE: smoke (minutes), cpu (two cores, two hours), gpu (one
+#                                   SCALE: smoke (minutes), cpu (two cores, hours), gpu (one
 #                                   GPU), paper (published settings); more options go to every run
 # bash reproduce.sh cells SCALE     the same runs as lines of options, to choose from
 set -euo pipefail
