@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import extras
 import infoard as I
 
 # ==== 1. Attacks ==================================================================================
@@ -324,12 +325,12 @@ def run_mi(path: str, **given) -> None:
     names = list(found["all"])[1:]
     lines = [[group, str(v["n"]), *(f"{v[k][0]:.3f} ± {v[k][1]:.3f}" for k in names)]
              for group, v in found.items()]
-    print(I.markdown([["nats", "n", *names], *lines]))
+    print(extras.markdown([["nats", "n", *names], *lines]))
     for what, sign, name in (("smaller", -1, "N(x')-N(x)"), ("larger", 1, "A(x')-A(x)")):
         mean, half = found["all"][name]
         verdict = "unclear" if abs(mean) < half else "yes" if mean * sign > 0 else "no"
         print(f"{name[0]} {what} on attacked images: {verdict} ({mean:+.3f} ± {half:.3f})")
-    I.draw(out / "figures", information=partial(figure_information, found=found))
+    extras.draw(out / "figures", information=partial(figure_information, found=found))
 
 # ==== Entries in the tables of infoard.py =========================================================
 # A framework is a function of a Step that gives its loss. It may have as attributes: check(cfg),

@@ -7,15 +7,17 @@ keeps the student informative about the teacher's features and attention maps.
     python infoard.py                                     offline demo on rendered shapes, minutes
     python infoard.py --dataset cifar10 --device cuda     the main job: teacher, student, evaluation
     python infoard.py eval CKPT --attacks clean,pgd,aa    any checkpoint, ours or a stranger's
+    torchrun --nproc-per-node=8 infoard.py ...            the same on many devices or machines
     from infoard import InfoARD, Threat, pgd, infonce     every part works in a foreign loop
 
-    1  notation, configuration     5  InfoARD             9  evaluation
-    2  divergences, margins        6  frameworks         10  checkpoints and training
-    3  attacks and ASA             7  models, teachers   11  figures and tables
-    4  mutual information          8  data               12  command line
+    1  notation, configuration     5  InfoARD              9  evaluation
+    2  divergences, margins        6  frameworks          10  checkpoints and training
+    3  attacks and ASA             7  models, teachers    11  command line
+    4  mutual information          8  data
 
 Of InfoARD only the abstract is public: the rank rule of section 3 and the critics and terms of
-section 5 are our reconstruction. Two other defences, NAMID and MID, stand in defences.py.
+section 5 are our reconstruction. Beside it, if wanted: extras.py (the verbs tables, figures, export
+and bench) and defences.py (NAMID and MID, two other defences).
 
 [InfoARD] Liu et al., IEEE TIP 2025, doi 10.1109/TIP.2025.3637689     [AA] AutoAttack, 2003.01690
 [Madry] PGD, 1706.06083   [TRADES] 1901.08573   [ARD] 1905.09747   [RSLAD] 2108.07969   [IAD]
@@ -25,18 +27,34 @@ section 5 are our reconstruction. Two other defences, NAMID and MID, stand in de
 [DV] Donsker and Varadhan 1983; MINE, 1801.04062     [NWJ] 0809.0853     [JSD] f-GAN, 1606.00709
 [BA] Barber and Agakov 2003; VID, 1904.05835   [AT] attention, 1612.03928
 """
-import argparse, contextlib, hashlib, importlib, json, math, os  # noqa: E401
-import re, shutil, signal, sys, tempfile, time  # noqa: E401
+import argparse
+import contextlib
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from functools import cached_property, partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 # ==== 1. Notation and configuration ===============================================================
@@ -71,8 +89,44 @@ def progress_bar(items, text: str = ""):
     from tqdm import tqdm
     return tqdm(items, text, leave=False, disable=not text or "TQDM_DISABLE" in os.environ or None)
 
+def world() -> tuple[int, int]:
+    """(rank of this process, number of ranks): those of torch.distributed, or (0, 1)."""
+    there = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
+
+def summed(value: Tensor) -> Tensor:
+    """The sum over ranks."""
+    if world()[1] > 1:
+        dist.all_reduce(value := value.clone())
+    return value
+
+# sum_r N dL/df_r df_r/dtheta / N = dL/dtheta: each of N ranks has the whole loss L but the graph of
+# its own rows f_r alone, and DistributedDataParallel takes the mean of gradients over ranks
+def gathered(f: Tensor) -> Tensor:
+    """The rows of all ranks, [B/N,...] -> [B,...], for a loss that couples a batch."""
+    rank, ranks = world()
+    if ranks == 1:
+        return f
+    rows = [torch.empty_like(f) for _ in range(ranks)]
+    dist.all_gather(rows, f.detach().contiguous())
+    rows[rank] = f.detach() + ranks * (f - f.detach())  # f, with the gradient N-fold
+    return torch.cat(rows)
+
+@contextlib.contextmanager
+def rank_0_first() -> Iterator[None]:
+    """The others wait until rank 0 has come through, and find what it has made."""
+    rank = world()[0]
+    _ = rank and summed(torch.zeros(1))
+    try:
+        yield
+    finally:
+        _ = rank or summed(torch.zeros(1))
+
 def save(path: Path, content) -> None:
-    """content at path (bytes, a dict for .pt, plain values for .json), or what was there before."""
+    """content at path (bytes, a dict for .pt, plain values for .json), or what was there before;
+    rank 0 writes."""
+    if world()[0]:
+        return
     part = path.with_name(f"{path.name}.part{os.getpid()}")
     text = (json.dumps(content, indent=1) + "\n").encode() if path.suffix == ".json" else content
     try:
@@ -167,7 +221,7 @@ class Config:
     steps: int = opt(None, "attack steps in training", low=1)
     step_size: float = opt(2 / 255, "attack step; write 2/255 or 0.0078", low=0, high=1)
     epochs: int = opt(None, "passes over the training images", low=1)
-    batch_size: int = opt(128, "images per step", low=2)
+    batch_size: int = opt(128, "images per step, of all ranks together", low=2)
     lr: float = opt(0.1, "peak learning rate of SGD with momentum 0.9", low=0)
     weight_decay: float = opt(5e-4, "weight decay", low=0)
     schedule: str = opt("cosine", "or a list of epochs after which lr falls to a tenth: 100,150")
@@ -176,9 +230,10 @@ class Config:
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps")
     amp: str = opt("auto", "half precision; auto: bf16 if in hardware", "auto bf16 fp16 off")
     compile: bool = opt(False, "torch.compile the student")
+    sync_bn: bool = opt(False, "batch norm over all ranks' images, not each rank's own (CUDA)")
     attacks: str = opt("clean,fgsm,pgd,cw,apgd", "a list with commas: these, aa or any of ATTACKS")
     eval_subset: int = opt(None, "test images; 0: all; default: 500 on a CPU, else all", low=0)
-    eval_batch: int = opt(256, "images per evaluation batch", low=1)
+    eval_batch: int = opt(0, "images per evaluation batch; 0: 256 on a CPU, else 1024", low=0)
     out: str = opt(None, "folder; default: runs/<dataset>-<student>-<framework>[-plain]-s<seed>")
     resume: bool = opt(False, "go on from last.pt in --out, if there is one")
     figures: bool = opt(True, "draw figures at the end")
@@ -448,9 +503,10 @@ def attention_map(f: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     return F.normalize(energy.flatten(1), dim=1)
 
 def attention_scores(s: Tensor, t: Tensor, tau: float = 0.2) -> Tensor:
-    """Cosines of centred maps (raw ones are all near 1) over tau, [B,C,H,W] twice -> [B,B]."""
+    """Cosines of centred maps (raw ones are all near 1) over tau, [B,C,H,W] twice -> [B,B], of all
+    ranks' images."""
     size = tuple(map(min, s.shape[-2:], t.shape[-2:]))
-    maps = (attention_map(f, size) for f in (s, t))
+    maps = (gathered(attention_map(f, size)) for f in (s, t))
     a, b = (F.normalize(m - m.mean(1, keepdim=True), dim=1) for m in maps)  # [B, h*w]
     return a @ b.T / tau
 
@@ -473,7 +529,8 @@ class InfoARD(nn.Module):
 
     loss = -w_feat I_feat - w_att I_att + w_rel R: the information, by the bound mim, of features
     (last three stages, penultimate) and attention maps of S(x') with T(x), a mean over taps; R: the
-    relation_loss of the deepest. Cosines leave the logits' scale free: not to be used alone."""
+    relation_loss of the deepest. Cosines leave the logits' scale free: not to be used alone. Under
+    DistributedDataParallel negatives come from all ranks, but ASA ranks a process's own batch."""
     def __init__(self, student: nn.Module, teacher: nn.Module, *, image_shape=(3, 32, 32),
                  asa: str = "teacher", lam: tuple[float, float] = (1.0, 1.5), mim: str = "infonce",
                  w_feat: float = 0.1, w_att: float = 0.05, w_rel: float = 0.0, dim: int = 128,
@@ -513,13 +570,15 @@ class InfoARD(nn.Module):
         s_maps = self.student_taps.take() if s_maps is None else s_maps
         t_maps = self.teacher_taps.take() if t_maps is None else t_maps
         self.student_taps.take(), self.teacher_taps.take()  # no graph may outlive its step
-        if not self.weights or len(s_maps[self.pairs[0][0]]) < 2:  # one image alone makes no pairs
+        if not self.weights or len(s_maps[self.pairs[0][0]]) * world()[1] < 2:  # no pairs of one
             return torch.zeros(())
         maps = [(s_maps[a], t_maps[b].detach()) for a, b in self.pairs]
+        def scores(critic, pair):
+            return critic(*(gathered(pooled(f)) for f in pair))
         values = dict(
-            feat=lambda: [self.bound(f(*pair)) for f, pair in zip(self.critics, maps, strict=True)],
+            feat=lambda: [self.bound(scores(*p)) for p in zip(self.critics, maps, strict=True)],
             att=lambda: [self.bound(attention_scores(*m, self.tau)) for m in maps if m[0].ndim > 2],
-            rel=lambda: [relation_loss(*maps[0], tau=self.tau).mean()])
+            rel=lambda: [scores(partial(relation_loss, tau=self.tau), maps[0]).mean()])
         with torch.autocast(maps[0][0].device.type, enabled=False):
             terms = {name: torch.stack(values[name]()).mean() for name in self.weights}
         self.terms = {name: v.detach() for name, v in terms.items()}
@@ -639,7 +698,7 @@ def mtard(step: Step) -> Tensor:
     # differs: released code divides KL by K; eta falls with lr, here under cosine too
     step.attack(ce_objective(step.student, step.y), init="normal")
     losses = torch.stack([step.kl(step.t_adv, step.s_adv), step.kl(step.t_nat, step.s)])
-    now = losses.detach().clamp(min=1e-12)
+    now = summed(losses.detach()).clamp(min=1e-12)
     r = now / step.memory.setdefault("first", now)
     w = step.memory.get("w", torch.full_like(r, 0.5))
     eta = 0.025 * step.cfg.lr_at(step.progress) / (step.cfg.lr or 1)
@@ -917,18 +976,18 @@ def render_shapes(train: int = 10_000, test: int = 2_000, size: int = 32, seed: 
     return Data(images[:train], labels[:train], images[train:], labels[train:], list(SHAPES))
 
 TORONTO, STANFORD = "https://www.cs.toronto.edu/~kriz", "http://cs231n.stanford.edu"
-PLACES = dict(  # archive or files, folder, something in it, site
-    cifar10=("cifar-10-python.tar.gz", "cifar-10-batches-py", "data_batch_1", TORONTO),
-    cifar100=("cifar-100-python.tar.gz", "cifar-100-python", "train", TORONTO),
+PLACES = dict(  # archive or files, folder, something in it, site, how the archive's sha256 begins
+    cifar10=("cifar-10-python.tar.gz", "cifar-10-batches-py", "data_batch_1", TORONTO, "6d958be0"),
+    cifar100=("cifar-100-python.tar.gz", "cifar-100-python", "train", TORONTO, "85cd44d0"),
     svhn=("train_32x32.mat and test_32x32.mat", "", "test_32x32.mat",
-          "http://ufldl.stanford.edu/housenumbers"),
-    tinyimagenet=("tiny-imagenet-200.zip", "tiny-imagenet-200", "val", STANFORD),
-    folder=("train and test", "", "train", None))
+          "http://ufldl.stanford.edu/housenumbers", None),
+    tinyimagenet=("tiny-imagenet-200.zip", "tiny-imagenet-200", "val", STANFORD, None),
+    folder=("train and test", "", "train", None, None))
 DATASETS = ("shapes", *PLACES)
 
 def locate(name: str, root: Path) -> Path | None:
     """The folder or archive of a data set: root itself, or something in it."""
-    archive, inner, key, _ = PLACES[name]
+    archive, inner, key, *_ = PLACES[name]
     below = sorted(root.glob("*/")) if name == "folder" else []
     found = [p for p in (root / inner, root, *below) if (p / key).exists()]
     return next(iter(found + [p for p in (root, root / archive) if p.is_file()]), None)
@@ -953,16 +1012,22 @@ def open_parts(name: str, place: Path) -> list:
 def decode(parts: list, size: int, store: str) -> dict:
     """Writes images [N,H,W,3] to the file store, in `size` pixels or those of the first image."""
     from PIL import ImageOps
-    shape, labels = (size, size) if size else None, []
-    with open(store, "wb") as f:
-        for part, i in progress_bar([(p, i) for p in parts for i in range(len(p))], "decoding"):
-            try:
-                image, label = part[i]
-            except (OSError, SyntaxError) as error:
-                raise InfoardError(f"replace {part.samples[i][0]}: corrupt, {error}") from None
-            shape = shape or image.size  # width, height
-            f.write(ImageOps.fit(image, shape).tobytes())
-            labels.append(label)
+    def read(place):
+        part, i = place
+        try:
+            return part[i]
+        except (OSError, SyntaxError) as error:
+            raise InfoardError(f"replace {part.samples[i][0]}: corrupt, {error}") from None
+    def pixels(place):
+        image, label = read(place)
+        return ImageOps.fit(image, shape).tobytes(), label
+    places = [(p, i) for p in parts for i in range(len(p))]
+    shape, labels = (size, size) if size else read(places[0])[0].size, []  # width, height
+    with open(store, "wb") as f, ThreadPool() as pool:
+        for i in progress_bar(range(0, len(places), 1024), "decoding 1,024 images each"):
+            images, some = zip(*pool.map(pixels, places[i:i + 1024]), strict=True)
+            f.write(b"".join(images))
+            labels += some
     classes = list(map(str, getattr(parts[0], "classes", range(10))))
     return dict(labels=labels, train=len(parts[0]), shape=(*shape[::-1], 3), classes=classes)
 
@@ -991,17 +1056,18 @@ def load_dataset(name: str, data_dir: str | Path = "data", *, download: bool = T
     """A data set by name as uint8 tensors; data_dir: its parent, its folder or its archive."""
     if lookup(DATASETS, name, "data set") == "shapes":
         return render_shapes()
-    root, (archive, inner, _, site) = Path(data_dir), PLACES[name]
+    root, (archive, inner, _, site, sha256) = Path(data_dir), PLACES[name]
     hint = f"put {archive}{f' or {inner}/' if inner else ''} there, or name its --data-dir"
     try:
-        if download and site and not locate(name, root):
-            root.mkdir(parents=True, exist_ok=True)
-            for file in archive.split(" and "):
-                print(f"downloading {site}/{file} to {root}")
-                torch.hub.download_url_to_file(f"{site}/{file}", root / file)
-        source = locate(name, root)
-        require(source, f"no {name} in {root}: {hint}")
-        return read_cached(name, source, image_size, Path(cache))
+        with rank_0_first():
+            if download and site and not locate(name, root):
+                root.mkdir(parents=True, exist_ok=True)
+                for file in archive.split(" and "):
+                    print(f"downloading {site}/{file} to {root}")
+                    torch.hub.download_url_to_file(f"{site}/{file}", root / file, sha256)
+            source = locate(name, root)
+            require(source, f"no {name} in {root}: {hint}")
+            return read_cached(name, source, image_size, Path(cache))
     except (InfoardError, ImportError):
         raise
     except Exception as error:  # whatever broken files and networks make their readers raise
@@ -1020,24 +1086,42 @@ def to_float(x: Tensor, device: str | torch.device) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 def augment(x: Tensor, generator: torch.Generator, pad: int = 4, flip: bool = True) -> Tensor:
-    """Random crop after zero padding, random mirror image; all at once: [B,C,H,W] -> like x."""
-    b, _, h, w = x.shape
-    down, right = torch.randint(0, 2 * pad + 1, (2, b), generator=generator).to(x.device)
-    mirror = ((torch.rand(b, 1, 1, 1, generator=generator) < 0.5) & flip).to(x.device)
+    """Random crop after zero padding, random mirror image; all at once: [B,C,H,W] -> like x. Each
+    rank draws for the images of all ranks and takes its own, so they are those of one process."""
+    (b, _, h, w), (rank, ranks) = x.shape, world()
+    draws = (torch.randint(0, 2 * pad + 1, (2, b * ranks), generator=generator),
+             (torch.rand(1, b * ranks, generator=generator) < 0.5) & flip)
+    down, right, mirror = torch.cat(draws)[:, rank::ranks].to(x.device, non_blocking=True)
+    mirror = mirror.bool().view(b, 1, 1, 1)
     windows = F.pad(x, (pad,) * 4).unfold(2, h, 1).unfold(3, w, 1)  # [B,C,2 pad+1,2 pad+1,H,W]
     x = windows[torch.arange(b, device=x.device), :, down, right]
     return torch.where(mirror, x.flip(3), x)
 
 # ==== 9. Evaluation ===============================================================================
-def correct(net: nn.Module, x: Tensor, y: Tensor, attack=None, size=256, text="") -> Tensor:
-    """Which samples are classified right, bool [N] on the CPU, after attack(net, x, y) if given."""
-    device, hits = next(net.parameters()).device, [torch.zeros(0, dtype=torch.bool)]
+def correct(net: nn.Module, x: Tensor, y: Tensor, attack=None, size=0, text="") -> Tensor:
+    """Which samples are classified right, bool [N] on the CPU, after attack(net, x, y) if given.
+    The ranks share the batches out; a batch that memory is too short for is halved."""
+    device, (rank, ranks) = next(net.parameters()).device, world()
+    size, hits = size or (256 if device.type == "cpu" else 1024), torch.zeros(len(x), device=device)
+    def judge(x, y):
+        try:
+            z, y_b = to_float(x, device), y.to(device)
+            return predict(net, attack(net, z, y_b) if attack else z).argmax(1) == y_b
+        except torch.OutOfMemoryError:
+            if len(x) == 1:
+                raise
+        return torch.cat([judge(*half) for half in zip(x.chunk(2), y.chunk(2), strict=True)])
     with frozen_eval(net):
-        for i in progress_bar(range(0, len(x), size), text):
-            x_b, y_b = to_float(x[i:i + size], device), y[i:i + size].to(device)
-            x_b = attack(net, x_b, y_b) if attack else x_b
-            hits.append((predict(net, x_b).argmax(1) == y_b).cpu())
-    return torch.cat(hits)
+        for i in progress_bar(range(rank * size, len(x), ranks * size), text):
+            hits[i:i + size] = judge(x[i:i + size], y[i:i + size])
+    return summed(hits).cpu() > 0
+
+def repeatable(attack: Callable, device: torch.device, seed: int = 0, **options) -> Callable:
+    """attack(net, x, y) that draws the same numbers in every call, as AutoAttack does: its result
+    depends neither on the calls before nor on which rank makes them."""
+    g = torch.Generator(device)
+    return lambda net, x, y, **more: attack(net, x, y, generator=g.manual_seed(seed),
+                                            **options | more)
 
 def percent(hits: Tensor) -> float:
     """The share of true values in per cent, with two decimals."""
@@ -1072,7 +1156,7 @@ def interval(share: float, n: int) -> list[float]:
     return [round(100 * (share + z * z / 2 + d) / (1 + z * z), 2) for d in (-half, half)]
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255,
-             eps_l2: float = 0.5, attacks: str = "clean,fgsm,pgd,cw,apgd", batch_size: int = 256,
+             eps_l2: float = 0.5, attacks: str = "clean,fgsm,pgd,cw,apgd", batch_size: int = 0,
              classes: int | None = None, seed: int = 0, source: nn.Module | None = None) -> dict:
     """Accuracies in per cent under attacks of radius eps or eps_l2; x [N,C,H,W] uint8 or in [0,1].
     A sample is robust if it is right on x and on x'. pgd: PGD-20 with steps of 2/255 (sat), 0.003
@@ -1084,14 +1168,14 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255,
     require(len(x) and (x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1),
             "evaluate needs images in [0, 1]: normalise inside the model")
     classes, clean = classes or int(y.max()) + 1, correct(model, x, y, None, batch_size)
-    g, seen = torch.Generator(next(model.parameters()).device).manual_seed(seed), source or model
+    device, seen = next(model.parameters()).device, source or model
     def still_right(before: Tensor, attack: Callable, text: str = "") -> Tensor:
         after = before.clone()  # who is lost stays lost
         with frozen_eval(seen):
             after[before] = correct(model, x[before], y[before], lambda _, *xy: attack(seen, *xy),
                                     batch_size, text)
         return after
-    attack = {k: partial(f, eps=eps, eps_l2=eps_l2, generator=g) for k, f in ATTACKS.items()}
+    attack = {k: repeatable(f, device, seed, eps=eps, eps_l2=eps_l2) for k, f in ATTACKS.items()}
     right = {name: still_right(clean, attack[name], name) for name in names}
     some = clean.nonzero().squeeze(1)[::int(clean.sum()) // 256 + 1] if "pgd" in wanted else []
     far = correct(model, x[some], y[some], partial(attack["pgd_sat"], eps=64 / 255), batch_size)
@@ -1099,15 +1183,15 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255,
         parts = ["apgd-ce"] + ["apgd-t"] * (classes > 3)  # the targeted loss needs four classes
         parts += ["fab-t", "square"] * ("aa" in wanted)
         standard, alive = autoattack(seen, eps, seed, classes), clean
-        with torch.random.fork_rng([g.device.index or 0] if g.device.type == "cuda" else []):
+        with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
             for part in parts:
                 alive = right[part] = still_right(alive, partial(standard, part), part)
         right |= dict(apgd=right.get("apgd-t", right["apgd-ce"]))
         right |= dict(aa=alive) if "aa" in wanted else {}
     result = summary(dict(clean=clean) | right, y.cpu(), classes, percent(far))
     if hasattr(model, "quality"):
-        few = to_float(x[:256], g.device)
-        result |= model.quality(few, attack["pgd_sat"](seen, few, y[:256].to(g.device)))
+        few = to_float(x[:256], device)
+        result |= model.quality(few, attack["pgd_sat"](seen, few, y[:256].to(device)))
     return result if source is None else result | dict(warnings=[])
 
 def summary(right: dict[str, Tensor], y: Tensor, classes: int, far: float = 0.0) -> dict:
@@ -1143,8 +1227,18 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     amp = ("bf16" if fast() else "off") if amp == "auto" else amp
     return dict(bf16=torch.bfloat16, fp16=torch.float16, off=None)[amp]
 
+class Objective(nn.Module):
+    """The loss of a Step as a module of what learns, whose gradients can be shared by ranks."""
+    def __init__(self, *learners: nn.Module):
+        super().__init__()
+        self.learners = nn.ModuleList(learners)
+    def forward(self, **step) -> tuple[Tensor, Step]:
+        step = Step(**step)
+        return step.loss(), step
+
 class Run:
-    """All that changes during a training, to be saved and brought back whole."""
+    """All that changes during a training, to be saved and brought back whole. Of N ranks each has
+    an N-th of every batch, and all have the same student, critics and optimizer."""
     def __init__(self, cfg: Config, data: Data, device: torch.device, nets: dict):
         self.cfg, self.data, self.device, self.nets = cfg, data, device, nets
         teacher = nets["teacher"]
@@ -1155,6 +1249,8 @@ class Run:
             self.student = build_model(cfg.student, len(data.classes), size)
             if prepare := getattr(FRAMEWORKS[cfg.framework], "prepare", None):
                 self.student = prepare(self.student, teacher, cfg, len(data.classes))
+            if cfg.sync_bn:
+                self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
             self.student.to(device, memory_format=torch.channels_last)
             ema = cfg.ema and AveragedModel(
                 self.student, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema), use_buffers=True)
@@ -1171,8 +1267,12 @@ class Run:
                           scaler=self.scaler) | (dict(ema=ema) if ema else {})
         self.autocast = partial(torch.autocast, device.type, dtype, enabled=dtype is not None)
         self.forward = torch.compile(self.student) if cfg.compile else self.student
+        self.objective, (self.rank, self.ranks) = Objective(self.student, critics), world()
+        if self.ranks > 1:
+            self.objective = DistributedDataParallel(self.objective)
+        seed = cfg.seed + 1_000_003 * self.rank  # attack starts of their own
         self.generators = dict(data=torch.Generator().manual_seed(cfg.seed),
-                               attack=torch.Generator(device).manual_seed(cfg.seed))
+                               attack=torch.Generator(device).manual_seed(seed))
         pool = class_balanced(data.y_train, cfg.subset or len(data.y_train))
         self.val = pool[class_balanced(data.y_train[pool], min(cfg.val_size, len(pool) // 10))]
         self.train = pool[~torch.isin(pool, self.val)]
@@ -1181,35 +1281,44 @@ class Run:
         self.at = dict(epoch=0, position=0, step=0, best=-1.0, best_epoch=0, seconds=0.0,
                        order=self.train, sums={}, memory={}, history=[])
     def state(self) -> dict:
+        states = {k: g.get_state() for k, g in self.generators.items()}
+        states["attack"] = gathered(states["attack"][None])
+        sums = {k: summed(v) for k, v in self.at["sums"].items()}
         return self.label | {k: part.state_dict() for k, part in self.parts.items()} | dict(
-            at=self.at, generators={k: g.get_state() for k, g in self.generators.items()})
+            at=self.at | dict(sums=sums), generators=states)
     def load(self, path: Path) -> None:
         state = load_tensors(path)
         require({"at", *self.parts} <= state.keys(), f"{path} is no run to go on: change --out")
         for k, part in self.parts.items():
             part.load_state_dict(state[k])
         for k, g in self.generators.items():
-            with contextlib.suppress(RuntimeError):  # another kind of device starts its own
-                g.set_state(state["generators"][k])
+            with contextlib.suppress(RuntimeError, IndexError):  # other devices or more ranks
+                states = state["generators"][k].view(-1, len(g.get_state()))
+                g.set_state(states[self.rank if k == "attack" else 0])
         self.at = state["at"]
-        for name in ("sums", "memory"):
-            self.at[name] = {k: v.to(self.device) for k, v in self.at[name].items()}
+        for name, share in dict(sums=self.rank == 0, memory=1).items():
+            self.at[name] = {k: share * v.to(self.device) for k, v in self.at[name].items()}
     def step(self) -> None:
         """One batch: draw, augment, attack, train, add up; no number is read from the device."""
         cfg, at, draw, optimizer = self.cfg, self.at, self.generators["data"], self.optimizer
         if at["position"] == 0:
             at |= dict(order=self.train[torch.randperm(len(self.train), generator=draw)], sums={})
-        rows = at["order"][at["position"]:at["position"] + cfg.batch_size]
-        x, y = self.x[rows.to(self.x.device)], self.data.y_train[rows].to(self.device)
-        x = to_float(augment(x, draw, x.shape[-1] // 8, self.data.flip), self.device)
+        batch = at["order"][at["position"]:at["position"] + cfg.batch_size]
         share = (at["epoch"] + at["position"] / len(self.train)) / cfg.epochs
+        at |= dict(position=at["position"] + len(batch), step=at["step"] + 1)
+        rows = batch[:len(batch) // self.ranks * self.ranks][self.rank::self.ranks]  # equal shares
+        if not len(rows):
+            return
+        x = self.x[rows.to(self.x.device, non_blocking=True)]
+        y = self.data.y_train[rows].to(self.device, non_blocking=True)
+        x = to_float(augment(x, draw, x.shape[-1] // 8, self.data.flip), self.device)
         for group in optimizer.param_groups:
             group["lr"] = cfg.lr_at(share)
         self.student.train()
         with self.autocast():
-            step = Step(self.forward, x=x, y=y, cfg=cfg, info=self.info, **self.nets,
-                        generators=self.generators, progress=share, memory=at["memory"])
-            loss = step.loss()
+            loss, step = self.objective(
+                student=self.forward, x=x, y=y, cfg=cfg, info=self.info, **self.nets,
+                generators=self.generators, progress=share, memory=at["memory"])
         optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(optimizer)
@@ -1220,18 +1329,19 @@ class Run:
         new = {k: torch.as_tensor(v, dtype=torch.float, device=self.device).detach().mean() * len(y)
                for k, v in means.items()}
         at["sums"] = {k: at["sums"].get(k, 0) + v for k, v in new.items()}
-        at |= dict(position=at["position"] + len(rows), step=at["step"] + 1)
     def end_epoch(self, out: Path, seconds: float, images: int) -> dict:
         """Validation, the row of the log, best.pt if it is the best, last.pt."""
         cfg, at, net, n = self.cfg, self.at, self.evaluated, len(self.train)
         x, y = self.data.x_train[self.val], self.data.y_train[self.val]
-        g = torch.Generator(self.device).manual_seed(0)
-        attack = partial(ATTACKS["pgd_sat"], eps=cfg.eps, generator=g)
+        attack = repeatable(ATTACKS["pgd_sat"], self.device, eps=cfg.eps)
+        for buffer in net.buffers() if self.ranks > 1 else ():  # batch norm's are rank 0's
+            dist.broadcast(buffer, 0)
         with self.autocast():
             clean, attacked = (correct(net, x, y, a, cfg.eval_batch) for a in (None, attack))
         at |= dict(epoch=at["epoch"] + 1, position=0, seconds=at["seconds"] + seconds)
         row = dict(epoch=at["epoch"], lr=self.optimizer.param_groups[0]["lr"],
-                   **{k: v.item() / n for k, v in at["sums"].items()},
+                   **{k: summed(v).item() / (n // self.ranks * self.ranks)
+                      for k, v in at["sums"].items()},
                    val_clean=percent(clean), val_pgd=percent(clean & attacked),
                    images_per_s=round(images / seconds, 1), seconds=round(at["seconds"], 1))
         at["history"].append(row)
@@ -1242,6 +1352,21 @@ class Run:
         save(out / "last.pt", self.state())
         save(out / "log.jsonl", "".join(json.dumps(r) + "\n" for r in at["history"]).encode())
         return row
+
+    def look(self, out: Path, caught: list[int]) -> None:
+        """The log point, where the device is waited for: stops if the loss is not finite and, with
+        all saved, if any rank has caught a signal."""
+        at, last = self.at, out / "last.pt"
+        here = torch.tensor([at["sums"]["loss"].item(), float(sum(caught))])
+        loss, signals = summed(here).tolist()
+        require(math.isfinite(loss), f"the loss is not finite at step {at['step']}: lower --lr or "
+                f"--amp off; last good checkpoint: {last if at['history'] else 'none'}")
+        if signals:
+            save(last, self.state())
+            number = caught[0] if caught else signal.SIGTERM
+            print(f"stopped by {signal.Signals(number).name} at step {at['step']}, all saved in "
+                  f"{last}: --resume goes on")
+            raise SystemExit(128 + number)
 
 def test_images(data: Data, n: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """n class-balanced test images, always the same; 0: all; None: 500 on a CPU, else all."""
@@ -1294,6 +1419,8 @@ def same_settings(old: dict, cfg: Config) -> None:
         require(name in free or old[name] == value, f"{cfg.out} was made with --"
                 f"{name.replace('_', '-')} {old[name]}, not {value}: choose another --out")
 
+AT_END = []  # functions (run, results), for what is to be added to a finished run
+
 def train(cfg: Config | None = None, **given) -> dict:
     """The whole job: data, teacher, student, evaluation, files in cfg.out; gives results.json."""
     cfg = (cfg or Config(**given)).resolved()
@@ -1308,16 +1435,19 @@ def train(cfg: Config | None = None, **given) -> dict:
     check = getattr(lookup(FRAMEWORKS, cfg.framework, "framework"), "check", None)
     _ = check and check(cfg), [lookup(ATTACKS | ASKED, w.strip(), "attack")
                                for w in cfg.attacks.split(",")]
+    ranks = world()[1]
+    require(cfg.batch_size % ranks == 0, f"--batch-size must be a multiple of {ranks}, the ranks")
+    require(not cfg.sync_bn or device.type == "cuda", "--sync-bn needs CUDA")
     with torch.device("meta"):  # a look at the name before the work begins
         build_model(cfg.student)
     _ = re.search("apgd|aa", cfg.attacks) and importlib.import_module("pyautoattack")
-    _ = cfg.figures and importlib.import_module("matplotlib")
+    _ = cfg.figures and AT_END and importlib.import_module("matplotlib")
     data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
     if not begun:
         save(out / "config.json", dict(
             settings=asdict(cfg), argv=sys.argv, python=sys.version.split()[0],
             torch=torch.__version__, machine=sys.platform, threads=torch.get_num_threads(),
-            gpu=torch.cuda.get_device_name() if device.type == "cuda" else None,
+            ranks=ranks, gpu=torch.cuda.get_device_name() if device.type == "cuda" else None,
             source_sha256=digest(__file__), teacher_sha256=digest(cfg.teacher or ""),
             defences_sha256=digest(Path(__file__).with_name("defences.py"))))
     run = Run(cfg, data, device, get_nets(cfg, data, device))
@@ -1325,7 +1455,7 @@ def train(cfg: Config | None = None, **given) -> dict:
         run.load(out / "last.pt")
     at, n, caught = run.at, len(run.train), []
     print(f"{out}: {cfg.student} by {cfg.framework}{' + InfoARD' * cfg.infoard}, {n} training and "
-          f"{len(run.val)} validation images, {device}, from epoch {at['epoch'] + 1}")
+          f"{len(run.val)} validation images, {ranks} x {device}, from epoch {at['epoch'] + 1}")
     with contextlib.ExitStack() as stack:
         for signum in (signal.SIGINT, signal.SIGTERM):  # the first is noted, a second acts at once
             with contextlib.suppress(ValueError):  # outside the main thread
@@ -1338,18 +1468,19 @@ def train(cfg: Config | None = None, **given) -> dict:
                 if at["step"] == 5:
                     minutes = (time.time() - began) / (at["position"] - first) * n * cfg.epochs / 60
                     print(f"about {minutes:.1f} minutes for {cfg.epochs} epochs, plus validation")
-                if caught or at["step"] % 50 == 0 or at["position"] == n:  # the log point
-                    good = out / "last.pt" if at["history"] else "none"
-                    require(math.isfinite(at["sums"]["loss"]), f"the loss is not finite at step "
-                            f"{at['step']}: lower --lr or --amp off; last good checkpoint: {good}")
-                if caught:
-                    save(out / "last.pt", run.state())
-                    print(f"stopped by {signal.Signals(caught[0]).name} at step {at['step']}, all "
-                          f"saved in {out / 'last.pt'}: --resume goes on")
-                    raise SystemExit(128 + caught[0])
+                every, now = (50, caught) if ranks == 1 else (10, False)  # ranks stop together
+                if now or at["step"] % every == 0 or at["position"] == n:
+                    run.look(out, caught)
             row = run.end_epoch(out, max(time.time() - began, 1e-6), n - first)
             print(*(f"{k} {v:.4g}" for k, v in row.items()), sep="  ", flush=True)
     return finish(run, out)
+
+def report(rows: dict[str, dict]) -> str:
+    """{name: result of evaluate}: a line of accuracies for each, and their warnings."""
+    lines = ["  ".join([f"{name}:", *(f"{k} {r[k]:.2f}" for k in METRICS if r.get(k) is not None)])
+             for name, r in rows.items()]
+    return "\n".join(lines + [f"warning, gradients may be masked: {name}: {w}"
+                              for name, r in rows.items() for w in r.get("warnings", ())])
 
 def finish(run: Run, out: Path) -> dict:
     """The one look at the test images: last and best under all attacks, tables, figures."""
@@ -1366,136 +1497,14 @@ def finish(run: Run, out: Path) -> dict:
     if hasattr(net, "findings"):
         results["findings"] = net.findings(x, y, cfg.eps)
     save(out / "results.json", results)
-    if cfg.figures:
-        few = test_images(run.data, min(256, len(y)), run.device)
-        attack = partial(ATTACKS["pgd_sat"], generator=torch.Generator(run.device).manual_seed(0))
-        results["over_eps"] = {str(n): percent(correct(run.evaluated, *few, partial(
-            attack, eps=n / 255))) for n in (0, 2, 4, 8, 12, 16, 24, 32, 64)}
-        save(out / "sheet.pt", sheet(run, *few))
-        save(out / "results.json", results)
-        run_figures(out)
+    for add in AT_END:
+        add(run, results)
     print(report({f"{out.name} {k}": results[k] for k in ("best", "last")}))
     print(f"in {out}: results.json, log.jsonl, best.pt, last.pt")
+    summed(torch.zeros(1))  # no rank asks for these files before they are there
     return results
 
-# ==== 11. Figures and tables ======================================================================
-def spread(values: list[float | None]) -> str:
-    """The mean and, of more than one value, the standard deviation."""
-    text = f"{np.mean(values):.2f}" if values and None not in values else "-"
-    return text + (f" ± {np.std(values, ddof=1):.2f}" if text != "-" and values[1:] else "")
-
-def table(cells: dict[str, dict], which: str = "best") -> list[list[str]]:
-    """A header and a line for each cell {name: {seed: {which: result of evaluate}}}; gain: of
-    `worst` on the cell named plain beside it, paired by seed. Empty columns are left out."""
-    rows, columns = {}, (*METRICS, "gain", "n", "seeds")
-    cells = {k: {s: r[which] for s, r in runs.items() if which in r} for k, runs in cells.items()}
-    for name, runs in ((k, runs) for k, runs in cells.items() if runs):
-        plain = cells.get(re.sub(r"[^/]+$", "plain", name), {})
-        gains = [r["worst"] - plain[seed]["worst"] for seed, r in runs.items()
-                 if plain is not runs and "worst" in r and "worst" in plain.get(seed, {})]
-        rows[name] = {m: spread([r.get(m) for r in runs.values()]) for m in METRICS} | dict(
-            gain=spread(gains), n="/".join(sorted({str(r["n"]) for r in runs.values()})),
-            seeds=str(len(runs)))
-    used = [c for c in columns if any(row[c] not in ("-", "1") for row in rows.values())]
-    return [[f"{which} (%)", *used], *([name, *map(row.get, used)] for name, row in rows.items())]
-
-def markdown(lines: list[list[str]]) -> str:
-    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines = [lines[0], ["-" * w for w in width], *lines[1:]]
-    return "\n".join("| " + " | ".join(map(str.ljust, line, width)) + " |" for line in lines)
-
-def latex(lines: list[list[str]]) -> str:
-    """A table as LaTeX, for booktabs."""
-    text = " \\\\\n".join(map(" & ".join, lines)).replace("\n", "\n\\midrule\n", 1)
-    text = re.sub("([%_])", r"\\\1", text).replace("±", r"$\pm$")
-    columns = "l" + "r" * (len(lines[0]) - 1)
-    return f"\\begin{{tabular}}{{{columns}}} \\toprule\n{text} \\\\\n\\bottomrule \\end{{tabular}}"
-
-def report(rows: dict[str, dict], *tables: list[list[str]]) -> str:
-    """{name: result of evaluate} as a Markdown table (or the tables given), and their warnings."""
-    tables = tables or [table({k: {0: dict(accuracy=r)} for k, r in rows.items()}, "accuracy")]
-    warnings = [f"warning, gradients may be masked: {name}: {w}" for name, r in rows.items()
-                for w in r.get("warnings", ())]
-    return "\n\n".join([*map(markdown, tables), *["\n".join(warnings)] * bool(warnings)])
-
-def sheet(run: Run, x: Tensor, y: Tensor, rows: int = 5) -> dict:
-    """What figure_sheet shows: the weakest to the strongest image, attacked, with attention."""
-    nets = {k: n for k, n in dict(teacher=run.nets["teacher"], student=run.evaluated).items() if n}
-    x, y, eps = to_float(x, run.device), y.to(run.device), run.cfg.eps
-    lead = margin(predict(next(iter(nets.values())), x).softmax(1), y)
-    chosen = lead.argsort()[torch.linspace(0, len(x) - 1, rows).long()]
-    x, y, lead = x[chosen], y[chosen], lead[chosen]
-    x_adv = pgd_ce(run.evaluated, x, y, threat=Threat(eps, eps / 4, 20), init="none")
-    columns = dict(clean=x, perturbation=(x_adv - x) / (2 * eps or 1) + 0.5, attacked=x_adv)
-    if hasattr(run.evaluated, "regenerated"):
-        columns |= {f"{k}\nregenerated": run.evaluated.regenerated(columns[k])
-                    for k in ("clean", "attacked")}
-    columns = {k: v.movedim(1, 3).clamp(0, 1) for k, v in columns.items()}
-    for name, net in nets.items():
-        taps = Taps(net, x)
-        predict(net, torch.cat([x, x_adv]))
-        for f in [f for f in taps.take().values() if f.dim() == 4][-2:][:1]:  # the last but one
-            maps = attention_map(f).unflatten(1, f.shape[-2:]).chunk(2)
-            columns |= {f"{name}\nclean": maps[0], f"{name}\nattacked": maps[1]}
-        taps.close()
-    labels = [f"{run.data.classes[k]}\nlead {v:+.2f}" for k, v in zip(y, lead, strict=True)]
-    return dict(labels=labels, columns={k: v.cpu() for k, v in columns.items()})
-
-def figure_curves(figure, log: list[dict], results: dict) -> None:
-    """Over epochs: accuracy (dotted: best), loss and its terms, attacks; accuracy over eps."""
-    rows, far = {k: np.array([r[k] for r in log]) for k in log[0]}, results.get("over_eps", {})
-    panels = {"validation accuracy (%)": ["val_clean", "val_pgd"],
-              "loss and terms (nats)": list(rows)[2:list(rows).index("eps")],
-              "radius (1/255), steps": ["eps", "steps"]}
-    figure.set_size_inches(9, 1.9)
-    *axes, over_eps = figure.subplots(1, len(panels) + 1)
-    for ax, (title, keys) in zip(axes, panels.items(), strict=True):
-        for k in keys:
-            ax.plot(rows["epoch"], rows[k] * (255 if k == "eps" else 1), label=k)
-        ax.set(xlabel="epoch", ylabel=title)
-        ax.legend()
-    axes[0].axvline(results["best"]["epoch"], color="0.5", lw=0.8, ls=":")
-    over_eps.plot(list(map(int, far)), list(far.values()), "o-", ms=3)
-    over_eps.set(xlabel=r"attack radius $\epsilon$ (1/255)", ylabel="PGD-20 accuracy (%)")
-
-def figure_sheet(figure, labels: list[str], columns: dict[str, Tensor]) -> None:
-    """The columns of sheet(): pictures below each other, the weakest instance first."""
-    figure.set_size_inches(0.95 * len(columns), 1.05 * len(labels))
-    axes = figure.subplots(len(labels), len(columns),
-                           subplot_kw=dict(xticks=[], yticks=[], frame_on=False))
-    for line, (title, pictures) in zip(axes.T, columns.items(), strict=True):
-        line[0].set_title(title, fontsize=7)
-        for ax, picture in zip(line, pictures, strict=True):
-            ax.imshow(picture, cmap="magma")
-    for ax, label in zip(axes[:, 0], labels, strict=True):
-        ax.set_ylabel(label, fontsize=6)
-
-STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-         "grid.alpha": 0.25, "legend.frameon": False, "savefig.dpi": 200, "pdf.fonttype": 42}
-
-def draw(folder: Path, **fill: Callable) -> None:
-    """fill[name](figure) as name.png and name.pdf in the folder."""
-    import matplotlib.figure
-    folder.mkdir(exist_ok=True)
-    for name in fill:
-        with matplotlib.rc_context(STYLE):
-            fill[name](figure := matplotlib.figure.Figure(layout="constrained"))
-            figure.savefig(folder / f"{name}.png")
-            figure.savefig(folder / f"{name}.pdf")
-    print(f"in {folder}: {', '.join(fill)}, as png and pdf")
-
-def run_figures(path: str | Path) -> None:
-    """Draw a finished run as PNG and PDF, from its log, results and sheet alone."""
-    out = Path(path)
-    require((out / "results.json").exists(), f"{out} holds no finished run (no results.json)")
-    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    results = json.loads((out / "results.json").read_text())
-    fill = dict(curves=partial(figure_curves, log=log, results=results))
-    if (out / "sheet.pt").exists():
-        fill["sheet"] = partial(figure_sheet, **load_tensors(out / "sheet.pt"))
-    draw(out / "figures", **fill)
-
-# ==== 12. Command line ============================================================================
+# ==== 11. Command line ============================================================================
 def number(text: str) -> float:
     above, _, below = text.partition("/")
     return float(above) / (float(below or 1) or math.nan)
@@ -1524,38 +1533,23 @@ def run_eval(path: str, **given) -> None:
     if cfg.out:
         save(Path(cfg.out, "eval.json"), result | dict(checkpoint=path, dataset=cfg.dataset))
 
-def run_tables(path: str) -> None:
-    """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
-    files = sorted(Path(path).rglob("results.json"),
-                   key=lambda f: (f.parts[:-3], f.parts[-3:-2] != ("plain",), f))
-    runs = {str(f.parent.relative_to(path)): json.loads(f.read_text()) for f in files}
-    require(runs, f"no finished runs (results.json) below {path}")
-    cells = {}
-    for run, results in runs.items():
-        cells.setdefault(re.sub(r"/s\d+$", "", run), {})[Path(run).name] = results
-    tables = [t for which in ("best", "last", "transfer") if (t := table(cells, which))[1:]]
-    content = dict(
-        md=report({run: results.get("best", {}) for run, results in runs.items()}, *tables),
-        tex="\n\n".join(map(latex, tables)),
-        jsonl="\n".join(json.dumps(dict(cell=k, seeds=seeds)) for k, seeds in cells.items()))
-    for kind, text in content.items():
-        save(Path(path, f"tables.{kind}"), f"{text}\n".encode())
-    print(f"{content['md']}\n\nin {path}: tables.md, tables.tex, tables.jsonl")
+@contextlib.contextmanager
+def all_ranks(device: str) -> Iterator[None]:
+    """Joins the processes that torchrun has started, if any; all but rank 0 print nothing."""
+    if "LOCAL_RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count() * (device != "cpu")
+    require(not gpus or local < gpus, f"more processes than {gpus} GPUs: lower --nproc-per-node")
+    if gpus:
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(hours=1))
+    os.environ |= dict(TQDM_DISABLE="1") if world()[0] else {}
+    with contextlib.redirect_stdout(None if world()[0] else sys.stdout):
+        yield
+    dist.destroy_process_group()
 
-def run_export(path: str) -> None:
-    """Write plain weights, and safetensors and ONNX where installed; without critics."""
-    net = load_teacher(path).to(memory_format=torch.contiguous_format)
-    stem, size = Path(path).with_suffix(""), load_tensors(path).get("size", 32)
-    save(Path(f"{stem}.weights.pt"), net.state_dict())
-    print(f"{stem}.weights.pt: {sum(p.numel() for p in net.parameters()):,} parameters")
-    with contextlib.suppress(ImportError):
-        from safetensors.torch import save_model
-        save_model(net, f"{stem}.safetensors")
-        torch.onnx.export(net, (torch.zeros(1, 3, size, size),), f"{stem}.onnx", dynamo=False,
-                          input_names=["x"], output_names=["logits"], dynamic_axes=dict(x={0: "B"}))
-        print(f"{stem}.safetensors, {stem}.onnx: x [1, 3, {size}, {size}] in [0,1] -> logits")
-
-VERBS = dict(train=train, eval=run_eval, tables=run_tables, figures=run_figures, export=run_export)
+VERBS = dict(train=train, eval=run_eval)  # extras.py and defences.py have more
 
 def parse(verb: str, argv: list[str]) -> dict:
     """The options that were given: those of train and eval are the fields of Config."""
@@ -1563,9 +1557,10 @@ def parse(verb: str, argv: list[str]) -> dict:
     parser = argparse.ArgumentParser(f"infoard.py {verb}", description=text, allow_abbrev=False,
                                      argument_default=argparse.SUPPRESS)
     parser.error = lambda message: require(False, f"{message} (see --help)")
-    if verb != "train":
-        parser.add_argument("path", metavar="DIR" if verb in ("tables", "figures") else "CKPT")
-    for f in fields(Config) if verb not in ("tables", "figures", "export") else ():
+    wants = list(inspect.signature(VERBS[verb]).parameters.values())
+    if wants[0].name in ("path", "folder"):
+        parser.add_argument(wants[0].name, metavar=dict(path="CKPT").get(wants[0].name, "DIR"))
+    for f in fields(Config) if wants[-1].kind is inspect.Parameter.VAR_KEYWORD else ():
         preset = " or ".join(f"{v[f.name]} ({k})" for k, v in PRESETS.items() if f.name in v)
         default = f"{255 * f.default:.0f}/255" if f.name in ("eps", "step_size") else f.default
         text = ", ".join(FRAMEWORKS) if f.name == "framework" else f.metadata["help"]
@@ -1583,17 +1578,25 @@ def main(argv: list[str] | None = None) -> int:
     try:
         given = parse(verb, argv)
         os.environ |= {} if given.get("progress", True) else dict(TQDM_DISABLE="1")
-        VERBS[verb](**given)
+        with all_ranks(given.get("device", "auto")):
+            VERBS[verb](**given)
         return 0
     except KeyboardInterrupt:
         return 130
-    except (InfoardError, OSError, ImportError, torch.OutOfMemoryError) as error:
-        hint = ": lower --batch-size or --eval-batch" * isinstance(error, torch.OutOfMemoryError)
+    except (InfoardError, OSError, ImportError, RuntimeError) as error:
+        lost = world()[1] > 1 and re.search("(?i)gloo|nccl|peer|timed out", str(error))
+        short = isinstance(error, torch.OutOfMemoryError)
+        if isinstance(error, RuntimeError) and not (lost or short):
+            raise
+        hint = ": lower --batch-size or --eval-batch" * short
         hint += f": pip install {error.name}" if isinstance(error, ImportError) else ""
-        print(f"infoard: error: {str(error).splitlines()[0]}{hint}", file=sys.stderr)
+        hint += "; another rank is gone: start all again, with --resume" * bool(lost)
+        rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
+        print(f"infoard: error{rank}: {str(error).splitlines()[0]}{hint}", file=sys.stderr)
         return 2
 
-if Path(__file__).with_name("defences.py").exists():  # NAMID and MID enter themselves
-    importlib.import_module("defences")
-if __name__ == "__main__":
-    raise SystemExit(sys.modules.get("infoard", sys.modules["__main__"]).main())
+if __name__ == "__main__":  # by its name: the module to which the others add
+    raise SystemExit(importlib.import_module(Path(__file__).stem).main())
+for name in ("extras", "defences"):  # they enter themselves in the tables above
+    if Path(__file__).with_name(f"{name}.py").exists():
+        importlib.import_module(name)

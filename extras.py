@@ -1,0 +1,359 @@
+"""Around finished runs and around the step: tables, pictures, export, speed.
+
+    python infoard.py tables DIR      the seeds of all runs below a folder, as Markdown and LaTeX
+    python infoard.py figures DIR     a finished run as PNG and PDF
+    python infoard.py export CKPT     plain weights, safetensors, ONNX
+    python infoard.py bench           what a training step costs, beside one of the ordinary kind
+
+    1  tables    2  pictures    3  export    4  speed
+
+infoard.py does without this file; it is here that its results are shown and its cost is measured.
+"""
+import contextlib
+import copy
+import ctypes
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+import infoard as I
+
+# ==== 1. Tables ===================================================================================
+def spread(values: list[float | None]) -> str:
+    """The mean and, of more than one value, the standard deviation."""
+    text = f"{np.mean(values):.2f}" if values and None not in values else "-"
+    return text + (f" ± {np.std(values, ddof=1):.2f}" if text != "-" and values[1:] else "")
+
+def table(cells: dict[str, dict], which: str = "best") -> list[list[str]]:
+    """A header and a line for each cell {name: {seed: {which: result of evaluate}}}; gain: of
+    `worst` on the cell named plain beside it, paired by seed. Empty columns are left out."""
+    rows, columns = {}, (*I.METRICS, "gain", "n", "seeds")
+    cells = {k: {s: r[which] for s, r in runs.items() if which in r} for k, runs in cells.items()}
+    for name, runs in ((k, runs) for k, runs in cells.items() if runs):
+        plain = cells.get(re.sub(r"[^/]+$", "plain", name), {})
+        gains = [r["worst"] - plain[seed]["worst"] for seed, r in runs.items()
+                 if plain is not runs and "worst" in r and "worst" in plain.get(seed, {})]
+        rows[name] = {m: spread([r.get(m) for r in runs.values()]) for m in I.METRICS} | dict(
+            gain=spread(gains), n="/".join(sorted({str(r["n"]) for r in runs.values()})),
+            seeds=str(len(runs)))
+    used = [c for c in columns if any(row[c] not in ("-", "1") for row in rows.values())]
+    return [[f"{which} (%)", *used], *([name, *map(row.get, used)] for name, row in rows.items())]
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table as Markdown, in aligned columns."""
+    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines = [lines[0], ["-" * w for w in width], *lines[1:]]
+    return "\n".join("| " + " | ".join(map(str.ljust, line, width)) + " |" for line in lines)
+
+def latex(lines: list[list[str]]) -> str:
+    """A table as LaTeX, for booktabs."""
+    text = " \\\\\n".join(map(" & ".join, lines)).replace("\n", "\n\\midrule\n", 1)
+    text = re.sub("([%_])", r"\\\1", text).replace("±", r"$\pm$")
+    columns = "l" + "r" * (len(lines[0]) - 1)
+    return f"\\begin{{tabular}}{{{columns}}} \\toprule\n{text} \\\\\n\\bottomrule \\end{{tabular}}"
+
+def run_tables(folder: str) -> None:
+    """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
+    files = sorted(Path(folder).rglob("results.json"),
+                   key=lambda f: (f.parts[:-3], f.parts[-3:-2] != ("plain",), f))
+    runs = {str(f.parent.relative_to(folder)): json.loads(f.read_text()) for f in files}
+    I.require(runs, f"no finished runs (results.json) below {folder}")
+    cells = {}
+    for run, results in runs.items():
+        cells.setdefault(re.sub(r"/s\d+$", "", run), {})[Path(run).name] = results
+    tables = [t for which in ("best", "last", "transfer") if (t := table(cells, which))[1:]]
+    warnings = [f"warning, gradients may be masked: {run}: {w}" for run, results in runs.items()
+                for w in results.get("best", {}).get("warnings", ())]
+    content = dict(
+        md="\n\n".join([*map(markdown, tables), *["\n".join(warnings)] * bool(warnings)]),
+        tex="\n\n".join(map(latex, tables)),
+        jsonl="\n".join(json.dumps(dict(cell=k, seeds=seeds)) for k, seeds in cells.items()))
+    for kind, text in content.items():
+        I.save(Path(folder, f"tables.{kind}"), f"{text}\n".encode())
+    print(f"{content['md']}\n\nin {folder}: tables.md, tables.tex, tables.jsonl")
+
+# ==== 2. Pictures =================================================================================
+def sheet(run: I.Run, x: Tensor, y: Tensor, rows: int = 5) -> dict:
+    """What figure_sheet shows: the weakest to the strongest image, attacked, with attention."""
+    nets = {k: n for k, n in dict(teacher=run.nets["teacher"], student=run.evaluated).items() if n}
+    x, y, eps = I.to_float(x, run.device), y.to(run.device), run.cfg.eps
+    lead = I.margin(I.predict(next(iter(nets.values())), x).softmax(1), y)
+    chosen = lead.argsort()[torch.linspace(0, len(x) - 1, rows).long()]
+    x, y, lead = x[chosen], y[chosen], lead[chosen]
+    x_adv = I.pgd_ce(run.evaluated, x, y, threat=I.Threat(eps, eps / 4, 20), init="none")
+    columns = dict(clean=x, perturbation=(x_adv - x) / (2 * eps or 1) + 0.5, attacked=x_adv)
+    if hasattr(run.evaluated, "regenerated"):
+        columns |= {f"{k}\nregenerated": run.evaluated.regenerated(columns[k])
+                    for k in ("clean", "attacked")}
+    columns = {k: v.movedim(1, 3).clamp(0, 1) for k, v in columns.items()}
+    for name, net in nets.items():
+        taps = I.Taps(net, x)
+        I.predict(net, torch.cat([x, x_adv]))
+        for f in [f for f in taps.take().values() if f.dim() == 4][-2:][:1]:  # the last but one
+            maps = I.attention_map(f).unflatten(1, f.shape[-2:]).chunk(2)
+            columns |= {f"{name}\nclean": maps[0], f"{name}\nattacked": maps[1]}
+        taps.close()
+    labels = [f"{run.data.classes[k]}\nlead {v:+.2f}" for k, v in zip(y, lead, strict=True)]
+    return dict(labels=labels, columns={k: v.cpu() for k, v in columns.items()})
+
+def figure_curves(figure, log: list[dict], results: dict) -> None:
+    """Over epochs: accuracy (dotted: best), loss and its terms, attacks; accuracy over eps."""
+    rows, far = {k: np.array([r[k] for r in log]) for k in log[0]}, results.get("over_eps", {})
+    panels = {"validation accuracy (%)": ["val_clean", "val_pgd"],
+              "loss and terms (nats)": list(rows)[2:list(rows).index("eps")],
+              "radius (1/255), steps": ["eps", "steps"]}
+    figure.set_size_inches(9, 1.9)
+    *axes, over_eps = figure.subplots(1, len(panels) + 1)
+    for ax, (title, keys) in zip(axes, panels.items(), strict=True):
+        for k in keys:
+            ax.plot(rows["epoch"], rows[k] * (255 if k == "eps" else 1), label=k)
+        ax.set(xlabel="epoch", ylabel=title)
+        ax.legend()
+    axes[0].axvline(results["best"]["epoch"], color="0.5", lw=0.8, ls=":")
+    over_eps.plot(list(map(int, far)), list(far.values()), "o-", ms=3)
+    over_eps.set(xlabel=r"attack radius $\epsilon$ (1/255)", ylabel="PGD-20 accuracy (%)")
+
+def figure_sheet(figure, labels: list[str], columns: dict[str, Tensor]) -> None:
+    """The columns of sheet(): pictures below each other, the weakest instance first."""
+    figure.set_size_inches(0.95 * len(columns), 1.05 * len(labels))
+    axes = figure.subplots(len(labels), len(columns),
+                           subplot_kw=dict(xticks=[], yticks=[], frame_on=False))
+    for line, (title, pictures) in zip(axes.T, columns.items(), strict=True):
+        line[0].set_title(title, fontsize=7)
+        for ax, picture in zip(line, pictures, strict=True):
+            ax.imshow(picture, cmap="magma")
+    for ax, label in zip(axes[:, 0], labels, strict=True):
+        ax.set_ylabel(label, fontsize=6)
+
+STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+         "grid.alpha": 0.25, "legend.frameon": False, "savefig.dpi": 200, "pdf.fonttype": 42}
+
+def draw(folder: Path, **fill: Callable) -> None:
+    """fill[name](figure) as name.png and name.pdf in the folder."""
+    import matplotlib.figure
+    folder.mkdir(exist_ok=True)
+    for name in fill:
+        with matplotlib.rc_context(STYLE):
+            fill[name](figure := matplotlib.figure.Figure(layout="constrained"))
+            figure.savefig(folder / f"{name}.png")
+            figure.savefig(folder / f"{name}.pdf")
+    print(f"in {folder}: {', '.join(fill)}, as png and pdf")
+
+def run_figures(folder: str | Path) -> None:
+    """Draw a finished run as PNG and PDF, from its log, results and sheet alone."""
+    out = Path(folder)
+    I.require((out / "results.json").exists(), f"{out} holds no finished run (no results.json)")
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    results = json.loads((out / "results.json").read_text())
+    fill = dict(curves=partial(figure_curves, log=log, results=results))
+    if (out / "sheet.pt").exists():
+        fill["sheet"] = partial(figure_sheet, **I.load_tensors(out / "sheet.pt"))
+    draw(out / "figures", **fill)
+
+def illustrate(run: I.Run, results: dict) -> None:
+    """Adds accuracy over eps and the sheet to a run that is done, and draws them."""
+    if not run.cfg.figures:
+        return
+    out = Path(run.cfg.out)
+    few = I.test_images(run.data, min(256, results["best"]["n"]), run.device)
+    attack = I.repeatable(I.ATTACKS["pgd_sat"], run.device)
+    results["over_eps"] = {str(n): I.percent(I.correct(run.evaluated, *few, partial(
+        attack, eps=n / 255))) for n in (0, 2, 4, 8, 12, 16, 24, 32, 64)}
+    I.save(out / "results.json", results)
+    I.save(out / "sheet.pt", sheet(run, *few))
+    if run.rank == 0:
+        run_figures(out)
+
+# ==== 3. Export ===================================================================================
+def run_export(path: str) -> None:
+    """Write plain weights, and safetensors and ONNX where installed; without critics."""
+    net = I.load_teacher(path).to(memory_format=torch.contiguous_format)
+    stem, size = Path(path).with_suffix(""), I.load_tensors(path).get("size", 32)
+    I.save(Path(f"{stem}.weights.pt"), net.state_dict())
+    print(f"{stem}.weights.pt: {sum(p.numel() for p in net.parameters()):,} parameters")
+    with contextlib.suppress(ImportError):
+        from safetensors.torch import save_model
+        save_model(net, f"{stem}.safetensors")
+        torch.onnx.export(net, (torch.zeros(1, 3, size, size),), f"{stem}.onnx", dynamo=False,
+                          input_names=["x"], output_names=["logits"], dynamic_axes=dict(x={0: "B"}))
+        print(f"{stem}.safetensors, {stem}.onnx: x [1, 3, {size}, {size}] in [0,1] -> logits")
+
+
+# ==== 4. Speed ====================================================================================
+@contextlib.contextmanager
+def ordinary() -> Iterator[None]:
+    """Inside, a step is made as most released code makes it: eager, NCHW, and with weights that ask
+    for gradients while the attack runs. With --amp off it is that code's step in every respect."""
+    @contextlib.contextmanager
+    def eval_alone(*models):
+        nets = [(m, m.training) for net in models if isinstance(net, nn.Module)
+                for m in net.modules()]
+        for m, _ in nets:
+            m.training = False
+        yield
+        for m, mode in nets:
+            m.training = mode
+    def nchw(x, device):
+        return x.to(device).contiguous().float() / 255
+    with mock.patch.multiple(I, frozen_eval=eval_alone, to_float=nchw):
+        yield
+
+class Flops(TorchDispatchMode):
+    """Counts the operations of convolutions and matrix products, by torch's own formulas; torch's
+    FlopCounterMode does not bear autograd.grad with respect to an input."""
+    total = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+class Bench:
+    """Training steps of one kind, on random images and with nets of their own."""
+    def __init__(self, cfg: I.Config, teacher: nn.Module, data: I.Data, device: torch.device,
+                 around: Callable = contextlib.nullcontext):
+        self.cfg, self.around, self.device, self.seconds = cfg, around, device, []
+        memory = torch.contiguous_format if around is ordinary else torch.channels_last
+        nets = dict(teacher=copy.deepcopy(teacher).to(device, memory_format=memory))
+        if cfg.framework in I.NEED_NATURAL:
+            nets["teacher_nat"] = nets["teacher"]
+        self.run = I.Run(cfg, data, device, nets)
+        self.run.student.to(memory_format=memory)
+    def step(self) -> float:
+        """Seconds of one whole step: images, attack, losses, gradients, optimiser."""
+        self.run.at["position"] = 0
+        with self.around():
+            self.wait()
+            began = time.perf_counter()
+            self.run.step()
+            self.wait()
+            return time.perf_counter() - began
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+    def flops(self) -> int:
+        """Of one step; a multiplication and an addition are two."""
+        compiled, self.run.forward = self.run.forward, self.run.student
+        with Flops() as counter:
+            self.step()
+        self.run.forward = compiled
+        return counter.total
+    def memory(self) -> float | None:
+        """MiB that a step holds at most beyond what stays from step to step."""
+        status = Path("/proc/self/status")
+        def held(name):
+            return int(re.search(rf"{name}:\s*(\d+)", status.read_text())[1]) / 1024
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self.step()
+            return (torch.cuda.max_memory_allocated(self.device) - before) / 2 ** 20
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is now
+        except (OSError, AttributeError):  # not Linux
+            return None
+        before = held("VmRSS")
+        self.step()
+        return held("VmHWM") - before
+
+def peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product, by the faster of two libraries (as a 1x1
+    convolution it is oneDNN's or cuDNN's): what the hardware gives at best."""
+    n, times = 8192 if device.type == "cuda" else 2048, []
+    a = torch.randn(n, n, device=device).to(dtype)
+    pixels = a.view(1, n, 1, n).to(memory_format=torch.channels_last)
+    weight = a.view(n, n, 1, 1).to(memory_format=torch.channels_last)
+    for product in [lambda: a @ a, lambda: F.conv2d(pixels, weight)] * 7:
+        began = time.perf_counter()
+        product().flatten()[0].item()
+        times.append(time.perf_counter() - began)
+    return 2 * n ** 3 / min(times)
+
+def machine(device: torch.device) -> str:
+    """Its name, and the threads of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError, TypeError):
+        name = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())[1]
+        return f"{name}, {torch.get_num_threads()} threads"
+    return f"{platform.processor()}, {torch.get_num_threads()} threads"
+
+def kinds(cfg: I.Config, grow: bool) -> dict[str, tuple]:
+    """{name: (settings, how the step is made)} of what is timed for one framework."""
+    info = replace(cfg, infoard=True, steps_lo=0)
+    plain = replace(cfg, infoard=False)
+    found = dict(ordinary=(replace(plain, amp="off", compile=False), ordinary), plain=(plain,),
+                 infoard=(info,), schedule=(replace(info, steps_lo=cfg.steps_lo or 1),))
+    if grow:
+        b, k = cfg.batch_size, cfg.steps
+        found |= {f"infoard, batch {n}": (replace(info, batch_size=n),) for n in (b // 2, 2 * b)}
+        found |= {f"infoard, {n} steps": (replace(info, steps=n),) for n in (k // 2, 2 * k)}
+    return found
+
+def run_bench(*, rounds: int = 5, **given) -> None:
+    """Time training steps: ordinary (fp32, as most released code is written), plain, with InfoARD,
+    and with its step schedule; --framework: a list with commas, default: all that InfoARD lifts."""
+    lifted = [k for k in I.FRAMEWORKS if I.PRESETS.get(k, {}).get("infoard", True)]
+    names = given.pop("framework", ",".join(lifted)).split(",")
+    device = I.pick_device(given.get("device", "auto"))
+    small = dict(batch_size=32) if device.type == "cpu" else {}
+    start = I.Config(**dict(dataset="cifar10", out="runs/bench") | small | given)
+    size, g = start.image_size or 32, torch.Generator().manual_seed(0)
+    n = 2 * start.batch_size + 2
+    x = torch.randint(0, 256, (n, size, size, 3), generator=g, dtype=torch.uint8)
+    x = x.permute(0, 3, 1, 2)  # [N,3,H,W], channels last as everywhere
+    data = I.Data(x, torch.arange(n) % 10, x[:2], torch.arange(2), list("0123456789"))
+    rows, dtypes, ranks = {}, {}, I.world()[1]
+    for name in names:
+        cfg = replace(start, framework=name, val_size=0).resolved()
+        teacher = I.build_model(cfg.teacher_arch, size=size).eval().requires_grad_(False)
+        steps = {kind: Bench(c, teacher, data, device, *around)
+                 for kind, (c, *around) in kinds(cfg, name == names[0]).items()}
+        found = {kind: dict(flops=b.flops(), mib=b.memory()) for kind, b in steps.items()}
+        for _ in range(rounds):  # in turn, so that a machine that slows down slows all
+            for b in steps.values():
+                b.seconds.append(b.step())
+        for kind, b in steps.items():
+            dtype = I.amp_dtype(b.cfg.amp, device) or torch.float32
+            top = dtypes.setdefault(dtype, peak(device, dtype)) * ranks
+            t = {k: statistics.median(s.seconds) / s.cfg.batch_size for k, s in steps.items()}
+            ms = 1000 * statistics.median(b.seconds)
+            rows[f"{name}/{kind}"] = found[kind] | dict(
+                ms=ms, images_per_s=1 / t[kind], faster=t["ordinary"] / t[kind],
+                cost=t[kind] / t["plain"], share=1000 * found[kind]["flops"] * ranks / ms / top,
+                memory=found[kind]["mib"] and found[kind]["mib"] / found["plain"]["mib"],
+                seconds=b.seconds)
+            print(f"{name}/{kind}: {ms:.0f} ms", flush=True)
+    say = dict(ms="{:.0f}", images_per_s="{:.1f}", share="{:.0%}", mib="{:.0f}", faster="{:.2f}",
+               cost="{:.2f}", memory="{:.2f}")
+    lines = [["step", "ms", "images/s", "share of peak", "MiB", "faster than ordinary",
+              "time / plain", "memory / plain"]]
+    lines += [[k, *("-" if r[c] is None else f.format(r[c]) for c, f in say.items())]
+              for k, r in rows.items()]
+    about = dict(machine=machine(device), torch=torch.__version__, ranks=ranks,
+                 student=cfg.student, teacher=cfg.teacher_arch, batch_size=start.batch_size,
+                 steps=cfg.steps, rounds=rounds, compiled=start.compile,
+                 peak={str(k): f"{v / 1e12:.2f} TFLOP/s" for k, v in dtypes.items()})
+    I.save(Path(start.out, "bench.json"), dict(about=about, rows=rows))
+    text = "\n".join(f"{k}: {v}" for k, v in about.items()) + "\n\n" + markdown(lines)
+    I.save(Path(start.out, "bench.md"), f"{text}\n".encode())
+    print(f"\n{text}\n\nin {start.out}: bench.json, bench.md")
+
+# ==== Entries in the tables of infoard.py =========================================================
+I.VERBS |= dict(tables=run_tables, figures=run_figures, export=run_export, bench=run_bench)
+I.AT_END.append(illustrate)
