@@ -48,6 +48,17 @@ def spatial(model: nn.Module, x: Tensor, y: Tensor, *, tries: int = 10,
         least = torch.minimum(lead, least)
     return worst
 
+def cascade(*attacks):
+    """One attack of several: each only on the samples that those before it have left right."""
+    def attack(net, x, y, **options):
+        x_adv, left = x.clone(), torch.arange(len(x), device=x.device)
+        for one in attacks:
+            left = left[I.predict(net, x_adv[left]).argmax(1) == y[left]]
+            if len(left):
+                x_adv[left] = one(net, x[left], y[left], **options)
+        return x_adv
+    return attack
+
 ATTACKS = dict(  # objective, step in units of the radius, steps; for --pool and --attacks
     bim=I.recipe(I.ce_objective, 1 / 8, 10, init="none"),
     mifgsm=I.recipe(I.ce_objective, 1 / 10, 10, init="none", momentum=1.0),
@@ -55,7 +66,7 @@ ATTACKS = dict(  # objective, step in units of the radius, steps; for --pool and
     pgd_t=I.recipe(target_objective, 1 / 4, 20),
     pgd_l2=I.recipe(I.ce_objective, 1 / 8, 20, "l2"),
     pgd_l2_t=I.recipe(target_objective, 1 / 8, 20, "l2"),
-    spatial=spatial)
+    pgd5_cw=cascade(*[I.ATTACKS["pgd_sat"]] * 5, I.ATTACKS["cw"]), spatial=spatial)
 
 # ==== 2. Natural and adversarial information ======================================================
 # f_ii - log mean_{j != i} exp f_ij, and what infonce and js_divergence are the means of
@@ -353,7 +364,7 @@ I.PRESETS |= dict(estimators=dict(infoard=False), autoencoder=dict(infoard=False
                   namid=NAMID, namid_trades=NAMID, mid=MID, mid_transfer=MID)
 I.ATTACKS |= ATTACKS
 I.OUTSIDE += ["pgd_l2", "pgd_l2_t", "spatial"]
-I.METRICS[5:5] = ["bim", "mifgsm", "mifgsm_t", "pgd_t"]
+I.METRICS[5:5] = ["bim", "mifgsm", "mifgsm_t", "pgd_t", "pgd5_cw"]
 I.METRICS += ["pgd_l2", "pgd_l2_t", "spatial", "psnr", "psnr_adv", "ssim", "ssim_adv"]
 I.WRAPPERS["_ae"] = Autoencoder
 I.VERBS["mi"] = run_mi

@@ -305,6 +305,15 @@ def kinds(cfg: I.Config, grow: bool) -> dict[str, tuple]:
         found |= {f"infoard, {n} steps": (replace(info, steps=n),) for n in (k // 2, 2 * k)}
     return found
 
+def costs(rows: dict[str, dict]) -> str:
+    """What run_bench has found, as a Markdown table; `faster` and `time` are by image."""
+    say = dict(ms="{:.0f}", images_per_s="{:.1f}", faster="{:.2f}", cost="{:.2f}", share="{:.0%}",
+               mib="{:.0f}", memory="{:.2f}")
+    head = ["step", "ms", "images/s", "faster than ordinary", "time / plain", "share of peak",
+            "MiB", "memory / plain"]
+    return markdown([head] + [[k, *("-" if r[c] is None else f.format(r[c])
+                                    for c, f in say.items())] for k, r in rows.items()])
+
 def run_bench(*, rounds: int = 5, **given) -> None:
     """Time training steps: ordinary (fp32, as most released code is written), plain, with InfoARD,
     and with its step schedule; --framework: a list with commas, default: all that InfoARD lifts."""
@@ -339,18 +348,12 @@ def run_bench(*, rounds: int = 5, **given) -> None:
                 memory=found[kind]["mib"] and found[kind]["mib"] / found["plain"]["mib"],
                 seconds=b.seconds)
             print(f"{name}/{kind}: {ms:.0f} ms", flush=True)
-    say = dict(ms="{:.0f}", images_per_s="{:.1f}", share="{:.0%}", mib="{:.0f}", faster="{:.2f}",
-               cost="{:.2f}", memory="{:.2f}")
-    lines = [["step", "ms", "images/s", "share of peak", "MiB", "faster than ordinary",
-              "time / plain", "memory / plain"]]
-    lines += [[k, *("-" if r[c] is None else f.format(r[c]) for c, f in say.items())]
-              for k, r in rows.items()]
     about = dict(machine=machine(device), torch=torch.__version__, ranks=ranks,
                  student=cfg.student, teacher=cfg.teacher_arch, batch_size=start.batch_size,
                  steps=cfg.steps, rounds=rounds, compiled=start.compile,
                  peak={str(k): f"{v / 1e12:.2f} TFLOP/s" for k, v in dtypes.items()})
     I.save(Path(start.out, "bench.json"), dict(about=about, rows=rows))
-    text = "\n".join(f"{k}: {v}" for k, v in about.items()) + "\n\n" + markdown(lines)
+    text = "\n".join(f"{k}: {v}" for k, v in about.items()) + "\n\n" + costs(rows)
     I.save(Path(start.out, "bench.md"), f"{text}\n".encode())
     print(f"\n{text}\n\nin {start.out}: bench.json, bench.md")
 

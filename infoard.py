@@ -16,8 +16,8 @@ keeps the student informative about the teacher's features and attention maps.
     4  mutual information          8  data
 
 Of InfoARD only the abstract is public: the rank rule of section 3 and the critics and terms of
-section 5 are our reconstruction. Beside it, if wanted: extras.py (the verbs tables, figures, export
-and bench) and defences.py (NAMID and MID, two other defences).
+section 5 are our reconstruction. Beside this file: extras.py (tables, figures, export, speed) and
+defences.py (NAMID and MID, two other defences); it does without them.
 
 [InfoARD] Liu et al., IEEE TIP 2025, doi 10.1109/TIP.2025.3637689     [AA] AutoAttack, 2003.01690
 [Madry] PGD, 1706.06083   [TRADES] 1901.08573   [ARD] 1905.09747   [RSLAD] 2108.07969   [IAD]
@@ -64,6 +64,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 # scores [B,B]: row i the student on x'_i, column j the teacher on x_j; divergences, MI in nats
 
 ALL = slice(None)
+LITE = dict(student="tiny", teacher_arch="tiny_wide", steps=3, steps_lo=1, step_size=4 / 255)
 PRESETS = dict(  # what None means in Config: by data, and by framework as its paper has it
     shapes=dict(student="tiny", teacher_arch="tiny_wide", epochs=8, steps=5),
     images=dict(student="resnet18", teacher_arch="wrn_34_10", epochs=100, steps=10),
@@ -111,16 +112,6 @@ def gathered(f: Tensor) -> Tensor:
     dist.all_gather(rows, f.detach().contiguous())
     rows[rank] = f.detach() + ranks * (f - f.detach())  # f, with the gradient N-fold
     return torch.cat(rows)
-
-@contextlib.contextmanager
-def rank_0_first() -> Iterator[None]:
-    """The others wait until rank 0 has come through, and find what it has made."""
-    rank = world()[0]
-    _ = rank and summed(torch.zeros(1))
-    try:
-        yield
-    finally:
-        _ = rank or summed(torch.zeros(1))
 
 def save(path: Path, content) -> None:
     """content at path (bytes, a dict for .pt, plain values for .json), or what was there before;
@@ -1012,17 +1003,15 @@ def open_parts(name: str, place: Path) -> list:
 def decode(parts: list, size: int, store: str) -> dict:
     """Writes images [N,H,W,3] to the file store, in `size` pixels or those of the first image."""
     from PIL import ImageOps
-    def read(place):
+    shape, labels = (size, size) if size else parts[0][0][0].size, []  # width, height
+    places = [(p, i) for p in parts for i in range(len(p))]
+    def pixels(place):
         part, i = place
         try:
-            return part[i]
+            image, label = part[i]
         except (OSError, SyntaxError) as error:
             raise InfoardError(f"replace {part.samples[i][0]}: corrupt, {error}") from None
-    def pixels(place):
-        image, label = read(place)
         return ImageOps.fit(image, shape).tobytes(), label
-    places = [(p, i) for p in parts for i in range(len(p))]
-    shape, labels = (size, size) if size else read(places[0])[0].size, []  # width, height
     with open(store, "wb") as f, ThreadPool() as pool:
         for i in progress_bar(range(0, len(places), 1024), "decoding 1,024 images each"):
             images, some = zip(*pool.map(pixels, places[i:i + 1024]), strict=True)
@@ -1057,21 +1046,24 @@ def load_dataset(name: str, data_dir: str | Path = "data", *, download: bool = T
     if lookup(DATASETS, name, "data set") == "shapes":
         return render_shapes()
     root, (archive, inner, _, site, sha256) = Path(data_dir), PLACES[name]
+    rank = world()[0]
+    _ = rank and summed(torch.zeros(1))  # the others wait, and find what rank 0 makes
     hint = f"put {archive}{f' or {inner}/' if inner else ''} there, or name its --data-dir"
     try:
-        with rank_0_first():
-            if download and site and not locate(name, root):
-                root.mkdir(parents=True, exist_ok=True)
-                for file in archive.split(" and "):
-                    print(f"downloading {site}/{file} to {root}")
-                    torch.hub.download_url_to_file(f"{site}/{file}", root / file, sha256)
-            source = locate(name, root)
-            require(source, f"no {name} in {root}: {hint}")
-            return read_cached(name, source, image_size, Path(cache))
+        if download and site and not locate(name, root):
+            root.mkdir(parents=True, exist_ok=True)
+            for file in archive.split(" and "):
+                print(f"downloading {site}/{file} to {root}")
+                torch.hub.download_url_to_file(f"{site}/{file}", root / file, sha256)
+        source = locate(name, root)
+        require(source, f"no {name} in {root}: {hint}")
+        return read_cached(name, source, image_size, Path(cache))
     except (InfoardError, ImportError):
         raise
     except Exception as error:  # whatever broken files and networks make their readers raise
         raise InfoardError(f"no usable {name} in {root} ({error}): {hint}") from None
+    finally:
+        _ = rank or summed(torch.zeros(1))
 
 def class_balanced(y: Tensor, n: int) -> Tensor:
     """Sorted indices of n images, spread evenly over the classes; always the same ones."""
@@ -1227,11 +1219,8 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     amp = ("bf16" if fast() else "off") if amp == "auto" else amp
     return dict(bf16=torch.bfloat16, fp16=torch.float16, off=None)[amp]
 
-class Objective(nn.Module):
-    """The loss of a Step as a module of what learns, whose gradients can be shared by ranks."""
-    def __init__(self, *learners: nn.Module):
-        super().__init__()
-        self.learners = nn.ModuleList(learners)
+class Objective(nn.ModuleList):
+    """What learns, with the loss of a Step as its pass: a module whose gradients ranks share."""
     def forward(self, **step) -> tuple[Tensor, Step]:
         step = Step(**step)
         return step.loss(), step
@@ -1267,7 +1256,7 @@ class Run:
                           scaler=self.scaler) | (dict(ema=ema) if ema else {})
         self.autocast = partial(torch.autocast, device.type, dtype, enabled=dtype is not None)
         self.forward = torch.compile(self.student) if cfg.compile else self.student
-        self.objective, (self.rank, self.ranks) = Objective(self.student, critics), world()
+        self.objective, (self.rank, self.ranks) = Objective([self.student, critics]), world()
         if self.ranks > 1:
             self.objective = DistributedDataParallel(self.objective)
         seed = cfg.seed + 1_000_003 * self.rank  # attack starts of their own
@@ -1294,7 +1283,7 @@ class Run:
         for k, g in self.generators.items():
             with contextlib.suppress(RuntimeError, IndexError):  # other devices or more ranks
                 states = state["generators"][k].view(-1, len(g.get_state()))
-                g.set_state(states[self.rank if k == "attack" else 0])
+                g.set_state(states[self.rank if k == "attack" else 0].clone())  # a view crashes
         self.at = state["at"]
         for name, share in dict(sums=self.rank == 0, memory=1).items():
             self.at[name] = {k: share * v.to(self.device) for k, v in self.at[name].items()}
@@ -1363,6 +1352,7 @@ class Run:
                 f"--amp off; last good checkpoint: {last if at['history'] else 'none'}")
         if signals:
             save(last, self.state())
+            summed(torch.zeros(1))  # no rank is gone before it is saved
             number = caught[0] if caught else signal.SIGTERM
             print(f"stopped by {signal.Signals(number).name} at step {at['step']}, all saved in "
                   f"{last}: --resume goes on")
@@ -1475,12 +1465,11 @@ def train(cfg: Config | None = None, **given) -> dict:
             print(*(f"{k} {v:.4g}" for k, v in row.items()), sep="  ", flush=True)
     return finish(run, out)
 
-def report(rows: dict[str, dict]) -> str:
-    """{name: result of evaluate}: a line of accuracies for each, and their warnings."""
-    lines = ["  ".join([f"{name}:", *(f"{k} {r[k]:.2f}" for k in METRICS if r.get(k) is not None)])
-             for name, r in rows.items()]
-    return "\n".join(lines + [f"warning, gradients may be masked: {name}: {w}"
-                              for name, r in rows.items() for w in r.get("warnings", ())])
+def report(name: str, result: dict) -> None:
+    """Prints a result of evaluate, in per cent, and its warnings."""
+    found = {k: result[k] for k in METRICS if result.get(k) is not None}
+    print(f"{name}:", *(f"{k} {v:.2f}" for k, v in found.items()), sep="  ")
+    print(*(f"warning, gradients may be masked: {w}\n" for w in result["warnings"]), sep="", end="")
 
 def finish(run: Run, out: Path) -> dict:
     """The one look at the test images: last and best under all attacks, tables, figures."""
@@ -1499,7 +1488,7 @@ def finish(run: Run, out: Path) -> dict:
     save(out / "results.json", results)
     for add in AT_END:
         add(run, results)
-    print(report({f"{out.name} {k}": results[k] for k in ("best", "last")}))
+    _ = [report(f"{out.name} {k}", results[k]) for k in ("best", "last")]
     print(f"in {out}: results.json, log.jsonl, best.pt, last.pt")
     summed(torch.zeros(1))  # no rank asks for these files before they are there
     return results
@@ -1528,7 +1517,7 @@ def run_eval(path: str, **given) -> None:
     result = evaluate(net, *test_images(data, cfg.eval_subset, device), eps=cfg.eps, seed=cfg.seed,
                       eps_l2=cfg.eps_l2, attacks=cfg.attacks, batch_size=cfg.eval_batch,
                       classes=len(data.classes), source=source)
-    print(report({Path(path).name: result}))
+    report(Path(path).name, result)
     print("95% intervals:", ", ".join(f"{k} {lo}-{hi}" for k, (lo, hi) in result["ci95"].items()))
     if cfg.out:
         save(Path(cfg.out, "eval.json"), result | dict(checkpoint=path, dataset=cfg.dataset))
@@ -1541,13 +1530,21 @@ def all_ranks(device: str) -> Iterator[None]:
         return
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count() * (device != "cpu")
     require(not gpus or local < gpus, f"more processes than {gpus} GPUs: lower --nproc-per-node")
-    if gpus:
-        torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(hours=1))
-    os.environ |= dict(TQDM_DISABLE="1") if world()[0] else {}
-    with contextlib.redirect_stdout(None if world()[0] else sys.stdout):
-        yield
-    dist.destroy_process_group()
+    torch.cuda.set_device(local if gpus else -1)  # -1: none
+    store, rank, ranks = next(dist.rendezvous("env://"))  # which may know of an earlier attempt
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(hours=1),
+                            store=store, rank=rank, world_size=ranks)
+    os.environ |= dict(TQDM_DISABLE="1") if rank else {}
+    try:
+        with contextlib.redirect_stdout(None if rank else sys.stdout):
+            yield
+        dist.destroy_process_group()
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        gone = re.search("(?i)gloo|nccl|peer|timed out", why)
+        require(not gone, f"another rank is gone: start all again with --resume ({why[:99]})")
+        raise
 
 VERBS = dict(train=train, eval=run_eval)  # extras.py and defences.py have more
 
@@ -1560,7 +1557,8 @@ def parse(verb: str, argv: list[str]) -> dict:
     wants = list(inspect.signature(VERBS[verb]).parameters.values())
     if wants[0].name in ("path", "folder"):
         parser.add_argument(wants[0].name, metavar=dict(path="CKPT").get(wants[0].name, "DIR"))
-    for f in fields(Config) if wants[-1].kind is inspect.Parameter.VAR_KEYWORD else ():
+    takes_all = wants[-1].kind is inspect.Parameter.VAR_KEYWORD
+    for f in fields(Config) if takes_all else ():
         preset = " or ".join(f"{v[f.name]} ({k})" for k, v in PRESETS.items() if f.name in v)
         default = f"{255 * f.default:.0f}/255" if f.name in ("eps", "step_size") else f.default
         text = ", ".join(FRAMEWORKS) if f.name == "framework" else f.metadata["help"]
@@ -1569,7 +1567,10 @@ def parse(verb: str, argv: list[str]) -> dict:
             type=number if f.type is float else f.type,
             metavar="|".join(f.metadata["choices"]) or f.type.__name__.upper())
         parser.add_argument("--" + f.name.replace("_", "-"), help=text, **kind)
-    return vars(parser.parse_args(argv))
+    _ = takes_all and parser.add_argument("--lite", action="store_true",
+                                          help=f"for small machines: {LITE}")
+    given = vars(parser.parse_args(argv))
+    return LITE | given if given.pop("lite", False) else given
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
@@ -1583,14 +1584,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-    except (InfoardError, OSError, ImportError, RuntimeError) as error:
-        lost = world()[1] > 1 and re.search("(?i)gloo|nccl|peer|timed out", str(error))
-        short = isinstance(error, torch.OutOfMemoryError)
-        if isinstance(error, RuntimeError) and not (lost or short):
-            raise
-        hint = ": lower --batch-size or --eval-batch" * short
+    except (InfoardError, OSError, ImportError, torch.OutOfMemoryError) as error:
+        hint = ": lower --batch-size or --eval-batch" * isinstance(error, torch.OutOfMemoryError)
         hint += f": pip install {error.name}" if isinstance(error, ImportError) else ""
-        hint += "; another rank is gone: start all again, with --resume" * bool(lost)
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
         print(f"infoard: error{rank}: {str(error).splitlines()[0]}{hint}", file=sys.stderr)
         return 2

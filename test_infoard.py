@@ -32,6 +32,7 @@ from PIL import Image
 from torch import nn
 
 import defences as D
+import extras
 import infoard as I
 
 settings.register_profile("quick", max_examples=15, deadline=None)
@@ -1164,12 +1165,22 @@ def test_folder_is_cached_and_renewed_when_files_change(tmp_path, monkeypatch):
 def test_missing_data_are_downloaded_once(name, tmp_path, monkeypatch, capsys):
     truth = publish(name, tmp_path)
     site = tmp_path / ("new" if name in ARCHIVE else "d")
-    monkeypatch.setitem(I.PLACES, name, (*I.PLACES[name][:3], site.as_uri()))
+    files = [site / file for file in I.PLACES[name][0].split(" and ")]
+    sha256 = I.PLACES[name][4] and I.digest(files[0])[:8]
+    monkeypatch.setitem(I.PLACES, name, (*I.PLACES[name][:3], site.as_uri(), sha256))
     options = dict(data_dir=tmp_path / "in/here", cache=tmp_path / "cache")
     assert agrees(I.load_dataset(name, **options), truth)
     assert "downloading" in capsys.readouterr().out
     shutil.rmtree(site)
     assert agrees(I.load_dataset(name, **options), truth)
+
+def test_a_download_with_another_hash_is_refused(tmp_path, monkeypatch):
+    publish("cifar10", tmp_path)
+    site = (tmp_path / "new").as_uri()
+    monkeypatch.setitem(I.PLACES, "cifar10", (*I.PLACES["cifar10"][:3], site, "0" * 8))
+    with pytest.raises(I.InfoardError, match="hash"):
+        I.load_dataset("cifar10", tmp_path / "in", cache=tmp_path / "cache")
+    assert not list((tmp_path / "in").iterdir())
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
@@ -1231,6 +1242,256 @@ def test_shapes_are_fixed_balanced_bytes():
     assert torch.equal(a.x_train, b.x_train) and torch.equal(a.x_test, b.x_test)
     assert a.x_train.dtype == torch.uint8 and a.x_train.shape == (200, 3, 32, 32)
     assert torch.bincount(a.y_train).tolist() == [20] * 10 and len(a.classes) == 10
+
+# --- many processes ---------------------------------------------------------------------------
+
+def without_norm(classes=10, size=32):
+    """A net whose samples do not see each other."""
+    c = [3, 8, 16, 32]
+    layers = {f"layer{i}": nn.Sequential(I.conv(c[i], c[i + 1], 3, 2), nn.ReLU()) for i in (1, 2)}
+    return I.in_a_row(size, I.conv(3, 8), relu=nn.ReLU(), **layers, head=nn.Linear(32, classes))
+
+SHARED = dict(  # settings of steps that N processes must make as one does
+    rslad=dict(infoard=False), kd=dict(asa="uniform", w_rel=1.0), dv=dict(asa="off", mim="dv"),
+    vid=dict(asa="off", mim="vid", w_att=0.0), mtard=dict(framework="mtard", infoard=False))
+
+def work_of_a_rank(top, teacher):
+    """A few steps in each of SHARED, an evaluation and a run that only rank 1 is told to stop."""
+    torch.set_num_threads(1)
+    with I.all_ranks("cpu"), pytest.MonkeyPatch.context() as patch:
+        rank, ranks = I.world()
+        real_attack, real_step = I.Step.attack, I.Run.step
+        patch.setitem(I.MODELS, "without_norm", without_norm)
+        found = dict(world=torch.tensor([rank, ranks]))
+        with patch.context() as quiet:  # starts are drawn by each rank for itself
+            quiet.setattr(I.Step, "attack", lambda self, objective, init="": real_attack(
+                self, objective, "none"))
+            for name, options in SHARED.items():
+                cfg = I.Config(**BASE | dict(student="without_norm") | options).resolved()
+                torch.manual_seed(7)
+                net = without_norm().requires_grad_(False).eval()
+                work = I.Run(cfg, SMALL, torch.device("cpu"), dict(teacher=net, teacher_nat=net))
+                for _ in range(3):
+                    work.step()
+                learned = [p for part in ("model", "critics") for p in work.parts[part].parameters()]
+                found[name] = torch.cat([p.detach().flatten() for p in learned])
+                found[f"{name} means"] = torch.stack(
+                    [I.summed(v) / 192 for v in work.at["sums"].values()])
+        result = evaluate(I.load_teacher(teacher), 50, attacks="clean,pgd,apgd,spatial",
+                          batch_size=16, eps=2 / 255)
+        found["evaluation"] = torch.tensor([result[k] or 0.0 for k in (*I.METRICS, "n")])
+        torch.save(found, f"{top}/{ranks}-{rank}.pt")
+        for name in ("whole", "broken") if ranks > 1 else ():
+            def step(self, name=name):
+                real_step(self)
+                if (name, rank, self.at["step"]) == ("broken", 1, 3):
+                    os.kill(os.getpid(), signal.SIGTERM)
+            patch.setattr(I.Run, "step", step)
+            options = BASE | dict(out=f"{top}/{name}", val_size=39, batch_size=30, teacher=teacher)
+            for _ in range(1 + (name == "broken")):
+                try:
+                    with pytest.MonkeyPatch.context() as small:
+                        small.setattr(I, "render_shapes", lambda: SMALL)
+                        I.train(resume=True, **options)
+                except SystemExit as stopped:
+                    assert stopped.code == 128 + signal.SIGTERM
+                    Path(f"{top}/stopped{rank}").write_text("at step 10")
+
+def dying_rank(top, teacher):
+    """The command line, whose rank 1 is killed in its second epoch, the first time."""
+    real_step = I.Run.step
+
+    def step(self):
+        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if first and self.rank == 1 and self.at["epoch"] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real_step(self)
+    I.Run.step, I.render_shapes = step, lambda: SMALL
+    options = {k: v for k, v in BASE.items() if not isinstance(v, bool)} | dict(
+        teacher=teacher, out=f"{top}/died", framework="rslad")
+    words = [w for k, v in options.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    raise SystemExit(I.main([*words, "--no-figures", "--no-progress", "--resume"]))
+
+def torchrun(call, *options):
+    """Two processes that each make a call of a function of this file."""
+    where = str(Path(I.__file__).parent)
+    env = os.environ | dict(PYTHONPATH=where, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+               *options, "--no-python", sys.executable, "-c", f"import test_infoard as t; t.{call}"]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+
+def test_two_ranks_do_what_one_process_does(lab, tmp_path):
+    done = torchrun(f"work_of_a_rank({str(tmp_path)!r}, {lab.teacher!r})")
+    assert done.returncode == 0, done.stderr[-3000:]
+    threads = torch.get_num_threads()
+    work_of_a_rank(tmp_path, lab.teacher)
+    torch.set_num_threads(threads)
+    one, first, second = (torch.load(tmp_path / f"{k}.pt") for k in ("1-0", "2-0", "2-1"))
+    assert first.pop("world").tolist() == [0, 2] and second.pop("world").tolist() == [1, 2]
+    for name in first:
+        assert first[name].equal(second[name]), name
+        near(first[name], one[name], 1e-5)  # float32: the same sums in another order
+    assert first["evaluation"].equal(one["evaluation"]) and first["evaluation"][-1] == 50
+    log, broken = ((tmp_path / f"{k}/log.jsonl").read_text() for k in ("whole", "broken"))
+    whole, again = (I.load_tensors(tmp_path / f"{k}/last.pt") for k in ("whole", "broken"))
+    assert sorted(p.name for p in tmp_path.glob("stopped*")) == ["stopped0", "stopped1"]
+    assert re.sub('"(images_per_s|seconds)[^,}]*', "", log) == re.sub(
+        '"(images_per_s|seconds)[^,}]*', "", broken)
+    for part in ("model", "critics"):
+        assert all(v.equal(again[part][k]) for k, v in whole[part].items())
+    assert whole["generators"]["attack"].equal(again["generators"]["attack"])
+    assert not whole["generators"]["attack"][0].equal(whole["generators"]["attack"][1])
+
+def test_death_of_a_rank_is_one_line_and_costs_an_epoch_at_most(lab, tmp_path):
+    done = torchrun(f"dying_rank({str(tmp_path)!r}, {lab.teacher!r})", "--max-restarts=1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [line for line in done.stderr.splitlines() if "infoard: error" in line]
+    assert len(told) == 1 and "rank 0" in told[0] and "with --resume" in told[0]
+    assert "from epoch 2" in done.stdout and (tmp_path / "died/results.json").exists()
+
+def test_resume_with_more_ranks_keeps_the_common_draws(lab, tmp_path, monkeypatch):
+    cfg = I.Config(**BASE, framework="natural").resolved()
+    work = I.Run(cfg, SMALL, torch.device("cpu"), dict(teacher=None))
+    work.step()
+    I.save(tmp_path / "last.pt", work.state())
+    other = I.Run(cfg, SMALL, torch.device("cpu"), dict(teacher=None))
+    other.rank, fresh = 1, other.generators["attack"].get_state()
+    other.load(tmp_path / "last.pt")
+    assert other.generators["data"].get_state().equal(work.generators["data"].get_state())
+    assert other.generators["attack"].get_state().equal(fresh)
+    assert other.at["position"] == 64 and not other.at["sums"]["loss"]
+
+def test_batch_must_be_a_multiple_of_the_ranks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(I, "world", lambda: (0, 3))
+    assert I.main(["--out", str(tmp_path), "--no-figures"]) == 2
+    assert "multiple of 3" in capsys.readouterr().err
+    monkeypatch.setattr(I, "world", lambda: (0, 1))
+    assert I.main(["--out", str(tmp_path), "--sync-bn", "--device", "cpu"]) == 2
+
+# --- speed ------------------------------------------------------------------------------------
+
+def two_steps(around=contextlib.nullcontext, **options):
+    """(a Bench, what its student has learned) after two steps."""
+    cfg = I.Config(**BASE | dict(teacher_arch="tiny", batch_size=16, steps=3) | options).resolved()
+    torch.manual_seed(3)
+    work = extras.Bench(cfg, I.tiny().eval().requires_grad_(False), SMALL, torch.device("cpu"), around)
+    assert work.step() > 0 and work.step() > 0
+    assert all(p.requires_grad for p in work.run.student.parameters())
+    return work, torch.cat([p.detach().flatten() for p in work.run.student.parameters()])
+
+@each("framework", ["at", "trades", "rslad", "adaad", "mtard", "igdm", "saad"])
+def test_ordinary_step_is_the_same_mathematics(framework):
+    seen, real = [], I.Step.attack
+
+    def attack(step, objective, **options):
+        def watched(z, *rows):
+            seen.append((z.is_contiguous(), next(step.student.parameters()).requires_grad))
+            return objective(z, *rows)
+        real(step, watched, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(I.Step, "attack", attack)
+        _, fast = two_steps(framework=framework, infoard=False)
+        _, slow = two_steps(extras.ordinary, framework=framework, infoard=False)
+    near(fast, slow, 1e-4)  # float32 sums in another order, twice through a normalisation
+    assert seen == [(False, False)] * 6 + [(True, True)] * 6
+
+@each("framework", ["rslad", "adaad"])
+@each("infoard", [False, True])
+def test_half_precision_teaches_the_same(framework, infoard):
+    """bf16 keeps 8 bits: each product is off by up to 0.4%, a sum of many by less."""
+    _, start = two_steps(framework=framework, infoard=infoard, lr=0.0)
+    moves = [two_steps(framework=framework, infoard=infoard, amp=amp)[1] - start
+             for amp in ("off", "bf16")]
+    assert F.cosine_similarity(*moves, dim=0) > 0.99
+    near(moves[1].norm(), moves[0].norm(), 0.02)
+
+def test_operations_are_counted(lab):
+    """Two for each multiplication of convolutions and of the head; backward to the input alone
+    costs as much again, backward to weights and inputs twice as much."""
+    x, pixels = torch.rand(4, 3, 32, 32), 0
+    net = without_norm()
+    for size, layer in ((32, net.conv1), (16, net.layer1[0]), (8, net.layer2[0])):
+        pixels += size * size * layer.weight.numel()
+    forward = 2 * 4 * (pixels + net.linear.weight.numel())
+    with extras.Flops() as counter:
+        I.predict(net, x)
+    assert counter.total == forward
+    with extras.Flops() as counter, I.frozen_eval(net):
+        z = x.requires_grad_()
+        torch.autograd.grad(net(z).sum(), z)
+    assert counter.total == 2 * forward
+    x.requires_grad_(False)
+    with extras.Flops() as counter:
+        net(x).sum().backward()
+    first = 2 * 4 * 32 * 32 * net.conv1.weight.numel()  # the images need no gradient
+    assert counter.total == 3 * forward - first
+
+def test_bench_measures_every_kind_of_step(tmp_path, capsys):
+    given = dict(student="tiny", teacher_arch="tiny", steps=4, batch_size=8, device="cpu")
+    extras.run_bench(rounds=1, framework="rslad,mtard", out=str(tmp_path), **given)
+    content = json.loads((tmp_path / "bench.json").read_text())
+    rows, kinds = content["rows"], ["ordinary", "plain", "infoard", "schedule"]
+    grown = [f"infoard, {n}" for n in ("batch 4", "batch 16", "2 steps", "8 steps")]
+    assert list(rows) == [f"{name}/{kind}" for name, more in (("rslad", grown), ("mtard", []))
+                          for kind in kinds + more]
+    flops = {k.removeprefix("rslad/"): r["flops"] for k, r in rows.items()}
+    assert flops["ordinary"] == flops["plain"] <= flops["infoard"] and flops["schedule"] < flops["plain"]
+    per_step = (flops["infoard, 8 steps"] - flops["infoard, 2 steps"]) / 6
+    near(flops["infoard, 8 steps"], flops["infoard"] + 4 * per_step)
+    for name, r in rows.items():
+        b = int(name.split("batch ")[1]) if "batch" in name else 8
+        near(r["images_per_s"], 1000 * b / r["ms"])
+        assert r["seconds"] == [r["ms"] / 1000] and 0 < r["share"]
+        assert r["mib"] is None or 0 <= r["mib"] < 1000
+    assert rows["rslad/ordinary"]["faster"] == rows["mtard/plain"]["cost"] == 1
+    text = (tmp_path / "bench.md").read_text()
+    assert text in capsys.readouterr().out and extras.costs(rows) in text
+    assert content["about"]["machine"] and f"steps: {given['steps']}" in text
+
+@each("limit", [0, 1, 5])
+def test_batches_are_halved_until_they_fit(limit):
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3 * 32 * 32, 10)
+        def forward(self, x):
+            if len(x) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self.linear(x.flatten(1))
+    net, x, y = Small(), SMALL.x_test[:37], SMALL.y_test[:37]
+    if not limit:
+        with pytest.raises(torch.OutOfMemoryError):
+            I.correct(net, x, y)
+    else:
+        truth = net.linear(x.flatten(1) / 255).argmax(1) == y
+        assert I.correct(net, x, y).equal(truth) and I.correct(net, x[:0], y[:0]).numel() == 0
+
+def test_results_do_not_depend_on_the_attacks_before(lab):
+    alone, after = (evaluate(lab.net, 40, attacks=names, eps=2 / 255, seed=5)
+                    for names in ("pgd", "clean,fgsm,cw,pgd5_cw,pgd"))
+    assert all(alone[k] == after[k] for k in ("clean", "pgd_sat", "pgd_trades"))
+    assert after["pgd5_cw"] <= min(after["pgd_sat"], after["clean"])
+
+def test_cascade_attacks_only_what_is_left():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False))
+    net[1].weight.data = torch.stack([-torch.ones(12), torch.ones(12)])
+    x, y, seen = torch.full((6, 3, 2, 2), 0.5), torch.tensor([1, 1, 1, 1, 0, 1]), []
+
+    def flip(which):
+        def attack(net, z, y, **options):
+            seen.append(len(z))
+            return torch.where((torch.arange(len(z)) % which == 0).view(-1, 1, 1, 1), -z, z)
+        return attack
+    x_adv = D.cascade(flip(2), flip(3), flip(1), flip(1))(net, x, y)
+    assert seen == [5, 2, 1]  # one is wrong from the start, three fall, then one, then the last
+    assert not (net(x_adv).argmax(1) == y).any() and (x == 0.5).all()
+
+def test_lite_is_a_set_of_options(desk, monkeypatch):
+    seen = []
+    monkeypatch.setitem(I.VERBS, "train", functools.wraps(I.train)(lambda **given: seen.append(given)))
+    assert I.main(["--lite"]) == I.main(["--lite", "--steps", "7", "--student", "resnet18"]) == 0
+    assert seen == [I.LITE, I.LITE | dict(steps=7, student="resnet18")]
+    assert I.Config(**seen[1]).resolved().steps_lo == 1 and I.Config().steps_lo == 0
 
 # --- command line -----------------------------------------------------------------------------
 
@@ -1371,7 +1632,7 @@ def test_eval_of_a_checkpoint_repeats_its_results(desk, lab):
 @pytest.mark.parametrize("name", ["stranger.pt", "nets:good"])
 def test_eval_takes_a_strangers_net(desk, name, capsys):
     assert I.main(f"eval {name} --dataset shapes --attacks clean --eval-subset 20".split()) == 0
-    assert f"| {name}" in capsys.readouterr().out
+    assert f"{name}:" in capsys.readouterr().out
 
 def test_tables_show_best_and_last(desk, capsys):
     assert I.main(["tables", "."]) == 0
@@ -1390,7 +1651,7 @@ def test_tables_give_mean_deviation_and_paired_gain(tmp_path, capsys):
         "T1/at/plain/s0": 20.0, "T1/at/plain/s1": 30.0, "T1/at/infoard/s0": 21.0,
         "T1/at/infoard/s1": 34.0, "T1/at/infoard/s2": 99.0, "T1/ard/infoard/s0": 5.0, "s7": 1.0})
     I.save(tmp_path / "published/at/x/results.json", dict(best=dict(aa=45.83, n=10000)))
-    I.run_tables(str(tmp_path))
+    extras.run_tables(str(tmp_path))
     text = (tmp_path / "tables.md").read_text()
     assert text.strip() in capsys.readouterr().out
     rows = {c[0]: c[1:] for line in text.split("\n\n")[0].splitlines()
@@ -1419,7 +1680,7 @@ def test_a_report_warns_of_masked_gradients():
 def test_tables_of_few_runs_are_plain(names, tmp_path, capsys):
     for name in names:
         I.save(tmp_path / name / "results.json", dict(best=dict(aa=45.83, n=10000)))
-    I.run_tables(str(tmp_path))
+    extras.run_tables(str(tmp_path))
     out = capsys.readouterr().out
     assert "best (%)" in out and "last (%)" not in out and "seeds" not in out and "gain" not in out
     tex = (tmp_path / "tables.tex").read_text()
@@ -1521,7 +1782,7 @@ def test_smoke_tables_killed_and_restarted_give_the_same_files(lab, tmp_path, mo
     sweep(tmp_path / "killed", {1: 1, 12: 2, 28: 1, 33: 1})
     sweep(tmp_path / "killed", {})
     for top in ("whole", "killed"):
-        I.run_tables(str(tmp_path / top))
+        extras.run_tables(str(tmp_path / top))
     tables = [[(tmp_path / top / f"tables.{kind}").read_bytes() for kind in ("md", "tex", "jsonl")]
               for top in ("whole", "killed")]
     assert tables[0] == tables[1] and tables[0][0].count(b"\n| T") == 2 * 35 + 4
@@ -1533,7 +1794,7 @@ SHOWN = re.findall(r"<!-- results/(\S+) -->\n\n(.*?)\n\n<!-- end -->", README, r
 def test_tables_of_the_readme_are_generated_from_results(folder, shown, tmp_path):
     shutil.copytree(RESULTS / folder, tmp_path / "r")
     kept = (tmp_path / "r" / "tables.md").read_text()
-    I.run_tables(str(tmp_path / "r"))
+    extras.run_tables(str(tmp_path / "r"))
     made = (tmp_path / "r" / "tables.md").read_text()
     assert made == kept and set(shown.split("\n\n")) <= set(made.strip().split("\n\n"))
 
@@ -1953,7 +2214,7 @@ def test_defences_train_end_to_end_and_resume_bit_for_bit(framework, tmp_path, m
     assert all(math.isfinite(row[k]) for k in terms)
     kinds = {p.name.split("-")[-2] for p in Path("runs/teachers").iterdir()}
     assert kinds == dict(namid={"at", "natural", "estimators"}, mid={"autoencoder", "natural"})[framework]
-    I.run_tables(str(tmp_path / "whole"))
+    extras.run_tables(str(tmp_path / "whole"))
     assert "transfer (%)" in capsys.readouterr().out
     if framework == "mid":
         assert 0 < whole["best"]["psnr"] < 100 and 0 <= whole["best"]["ssim"] <= 1
@@ -2139,7 +2400,8 @@ def test_full_disk_is_one_line(tmp_path):
 def test_source_keeps_the_house_rules():
     lines = Path(I.__file__).read_text().splitlines()
     assert len(lines) < 1600
-    for line in lines + Path(D.__file__).read_text().splitlines():
+    beside = [Path(other.__file__).read_text() for other in (D, extras)]
+    for line in lines + "".join(beside).splitlines():
         assert len(line) <= 100 and ".cuda()" not in line, line
 
 COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S)
@@ -2156,7 +2418,9 @@ def test_every_readme_command_is_understood(command, monkeypatch):
     elif words[0] == "infoard.py":
         seen = []
         known = {f.name for f in dataclasses.fields(I.Config)}
-        monkeypatch.setattr(I, "VERBS", {k: lambda **given: seen.append(given) for k in I.VERBS})
+        def listen(verb):
+            return functools.wraps(verb)(lambda **given: seen.append(given))
+        monkeypatch.setattr(I, "VERBS", {k: listen(verb) for k, verb in I.VERBS.items()})
         assert I.main(words[1:]) == 0 and len(seen) == 1
         assert I.Config(**{k: v for k, v in seen[0].items() if k in known}).resolved()
     else:
