@@ -4,6 +4,9 @@
     python infoard.py figures DIR     a finished run as PNG and PDF
     python infoard.py export CKPT     plain weights, safetensors, ONNX
     python infoard.py bench           what a training step costs, beside one of the ordinary kind
+    python infoard.py effects         the same without what makes it fast
+    python infoard.py growth          the same at other batch sizes and attack steps, or many ranks
+    python infoard.py curve DIR       what accuracy costs what time
 
     1  tables    2  pictures    3  export    4  speed
 
@@ -11,12 +14,12 @@ infoard.py does without this file; it is here that its results are shown and its
 """
 import contextlib
 import copy
-import ctypes
 import json
 import platform
 import re
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -28,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import infoard as I
@@ -139,6 +143,16 @@ def figure_sheet(figure, labels: list[str], columns: dict[str, Tensor]) -> None:
     for ax, label in zip(axes[:, 0], labels, strict=True):
         ax.set_ylabel(label, fontsize=6)
 
+def figure_curve(figure, rows: list[tuple]) -> None:
+    """Accuracy, its mean and standard deviation over seeds, against the time of a step."""
+    figure.set_size_inches(6.5, 2.4)
+    for i, (ax, what) in enumerate(zip(figure.subplots(1, 2), ("clean", "worst"), strict=True)):
+        for ms, name, *values in rows:
+            mean, half = np.mean(values[i]), np.std(values[i], ddof=1) if values[i][1:] else 0
+            ax.errorbar(ms, mean, half, fmt="o", ms=3, color="C0")
+            ax.annotate(name, (ms, mean), xytext=(3, 3), textcoords="offset points", fontsize=6)
+        ax.set(xlabel="ms per step", ylabel=f"{what} accuracy (%)")
+
 STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
          "grid.alpha": 0.25, "legend.frameon": False, "savefig.dpi": 200, "pdf.fonttype": 42}
 
@@ -195,9 +209,9 @@ def run_export(path: str) -> None:
 
 # ==== 4. Speed ====================================================================================
 @contextlib.contextmanager
-def ordinary() -> Iterator[None]:
-    """Inside, a step is made as most released code makes it: eager, NCHW, and with weights that ask
-    for gradients while the attack runs. With --amp off it is that code's step in every respect."""
+def ordinary(nchw: bool = True, unfrozen: bool = True) -> Iterator[None]:
+    """Inside, a step is made as most released code makes it: in NCHW, and with weights that ask for
+    gradients while the attack runs. With --amp off it is that code's step in every respect."""
     @contextlib.contextmanager
     def eval_alone(*models):
         nets = [(m, m.training) for net in models if isinstance(net, nn.Module)
@@ -207,27 +221,41 @@ def ordinary() -> Iterator[None]:
         yield
         for m, mode in nets:
             m.training = mode
-    def nchw(x, device):
+    def contiguous(x, device):
         return x.to(device).contiguous().float() / 255
-    with mock.patch.multiple(I, frozen_eval=eval_alone, to_float=nchw):
+    swap = dict(frozen_eval=eval_alone) if unfrozen else {}
+    with mock.patch.multiple(I, **swap | (dict(to_float=contiguous) if nchw else {})):
         yield
 
-class Flops(TorchDispatchMode):
-    """Counts the operations of convolutions and matrix products, by torch's own formulas; torch's
-    FlopCounterMode does not bear autograd.grad with respect to an input."""
-    total = 0
+class Counter(TorchDispatchMode):
+    """Counts, by torch's own formulas, the operations of convolutions and matrix products (flops: a
+    multiplication and an addition are two), and at each one the bytes that new tensors hold (peak).
+    Torch's FlopCounterMode does not bear autograd.grad with respect to an input."""
+    def __init__(self):
+        super().__init__()
+        self.flops, self.peak, self.live, self.known = 0, 0, 0, set()
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if formula := flop_registry.get(func._overloadpacket):
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        for tensor in filter(torch.is_tensor, tree_leaves(out)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.live)
         return out
+    def freed(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
 
 class Bench:
     """Training steps of one kind, on random images and with nets of their own."""
     def __init__(self, cfg: I.Config, teacher: nn.Module, data: I.Data, device: torch.device,
-                 around: Callable = contextlib.nullcontext):
+                 around: Callable = contextlib.nullcontext, nchw: bool = False):
         self.cfg, self.around, self.device, self.seconds = cfg, around, device, []
-        memory = torch.contiguous_format if around is ordinary else torch.channels_last
+        memory = torch.contiguous_format if nchw else torch.channels_last
         nets = dict(teacher=copy.deepcopy(teacher).to(device, memory_format=memory))
         if cfg.framework in I.NEED_NATURAL:
             nets["teacher_nat"] = nets["teacher"]
@@ -245,31 +273,19 @@ class Bench:
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-    def flops(self) -> int:
-        """Of one step; a multiplication and an addition are two."""
+    def count(self) -> dict:
+        """Operations of a step, and MiB that it holds at most beyond what stays: of tensors on a
+        CPU (its libraries take more for themselves), of the allocator on a GPU."""
         compiled, self.run.forward = self.run.forward, self.run.student
-        with Flops() as counter:
+        with Counter() as counter:
             self.step()
-        self.run.forward = compiled
-        return counter.total
-    def memory(self) -> float | None:
-        """MiB that a step holds at most beyond what stays from step to step."""
-        status = Path("/proc/self/status")
-        def held(name):
-            return int(re.search(rf"{name}:\s*(\d+)", status.read_text())[1]) / 1024
+        self.run.forward, held = compiled, counter.peak
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
             self.step()
-            return (torch.cuda.max_memory_allocated(self.device) - before) / 2 ** 20
-        try:
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is now
-        except (OSError, AttributeError):  # not Linux
-            return None
-        before = held("VmRSS")
-        self.step()
-        return held("VmHWM") - before
+            held = torch.cuda.max_memory_allocated(self.device) - before
+        return dict(flops=counter.flops, mib=held / 2 ** 20)
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of a large matrix product, by the faster of two libraries (as a 1x1
@@ -293,28 +309,38 @@ def machine(device: torch.device) -> str:
         return f"{name}, {torch.get_num_threads()} threads"
     return f"{platform.processor()}, {torch.get_num_threads()} threads"
 
-def kinds(cfg: I.Config, grow: bool) -> dict[str, tuple]:
-    """{name: (settings, how the step is made)} of what is timed for one framework."""
-    info = replace(cfg, infoard=True, steps_lo=0)
-    plain = replace(cfg, infoard=False)
-    found = dict(ordinary=(replace(plain, amp="off", compile=False), ordinary), plain=(plain,),
-                 infoard=(info,), schedule=(replace(info, steps_lo=cfg.steps_lo or 1),))
-    if grow:
-        b, k = cfg.batch_size, cfg.steps
-        found |= {f"infoard, batch {n}": (replace(info, batch_size=n),) for n in (b // 2, 2 * b)}
-        found |= {f"infoard, {n} steps": (replace(info, steps=n),) for n in (k // 2, 2 * k)}
-    return found
+def kinds(cfg: I.Config) -> dict[str, tuple]:
+    """{name: (settings, how the step is made)} of what bench times."""
+    info, plain = replace(cfg, infoard=True, steps_lo=0), replace(cfg, infoard=False, steps_lo=0)
+    return dict(ordinary=(replace(plain, amp="off", compile=False), ordinary, True),
+                plain=(plain,), infoard=(info,),
+                schedule=(replace(info, steps_lo=cfg.steps_lo or 1),))
+
+def without(cfg: I.Config) -> dict[str, tuple]:
+    """The same of what effects times: plain with one thing taken away, or compiled."""
+    plain = replace(cfg, infoard=False, steps_lo=0)
+    return dict(ordinary=(replace(plain, amp="off", compile=False), ordinary, True), plain=(plain,),
+                fp32=(replace(plain, amp="off"),), unfrozen=(plain, partial(ordinary, nchw=False)),
+                nchw=(plain, partial(ordinary, unfrozen=False), True),
+                compiled=(replace(plain, compile=True),))
+
+def sizes(cfg: I.Config) -> dict[str, tuple]:
+    """The same of what growth times."""
+    cfg, b, k = replace(cfg, steps_lo=0), cfg.batch_size, cfg.steps
+    batches = {f"batch {n}": (replace(cfg, batch_size=n),) for n in (b // 4, b // 2, b, 2 * b)}
+    return batches | {f"{n} steps": (replace(cfg, steps=n),) for n in (k // 4, k // 2, k, 2 * k)}
 
 def costs(rows: dict[str, dict]) -> str:
-    """What run_bench has found, as a Markdown table; `faster` and `time` are by image."""
-    say = dict(ms="{:.0f}", images_per_s="{:.1f}", faster="{:.2f}", cost="{:.2f}", share="{:.0%}",
-               mib="{:.0f}", memory="{:.2f}")
-    head = ["step", "ms", "images/s", "faster than ordinary", "time / plain", "share of peak",
-            "MiB", "memory / plain"]
-    return markdown([head] + [[k, *("-" if r[c] is None else f.format(r[c])
-                                    for c, f in say.items())] for k, r in rows.items()])
+    """What bench and growth have found, as a Markdown table."""
+    say = dict(ms="{:.0f}", images_per_s="{:.1f}", share="{:.0%}", mib="{:.0f}", faster="{:.2f}",
+               cost="{:.2f}", memory="{:.2f}")
+    head = ["step", "ms", "images/s", "share of peak", "MiB", "times faster than ordinary",
+            "time / plain", "memory / plain"]
+    wide = len(head) if all("cost" in r for r in rows.values()) else 5
+    lines = [[k, *(f.format(r[c]) for c, f in say.items() if c in r)] for k, r in rows.items()]
+    return markdown([head[:wide], *lines])
 
-def run_bench(*, rounds: int = 5, **given) -> None:
+def run_bench(*, rounds: int = 5, kinds: Callable = kinds, **given) -> None:
     """Time training steps: ordinary (fp32, as most released code is written), plain, with InfoARD,
     and with its step schedule; --framework: a list with commas, default: all that InfoARD lifts."""
     lifted = [k for k in I.FRAMEWORKS if I.PRESETS.get(k, {}).get("infoard", True)]
@@ -332,8 +358,10 @@ def run_bench(*, rounds: int = 5, **given) -> None:
         cfg = replace(start, framework=name, val_size=0).resolved()
         teacher = I.build_model(cfg.teacher_arch, size=size).eval().requires_grad_(False)
         steps = {kind: Bench(c, teacher, data, device, *around)
-                 for kind, (c, *around) in kinds(cfg, name == names[0]).items()}
-        found = {kind: dict(flops=b.flops(), mib=b.memory()) for kind, b in steps.items()}
+                 for kind, (c, *around) in kinds(cfg).items()}
+        for b in steps.values():
+            b.step()
+        found = {kind: b.count() for kind, b in steps.items()}
         for _ in range(rounds):  # in turn, so that a machine that slows down slows all
             for b in steps.values():
                 b.seconds.append(b.step())
@@ -343,20 +371,53 @@ def run_bench(*, rounds: int = 5, **given) -> None:
             t = {k: statistics.median(s.seconds) / s.cfg.batch_size for k, s in steps.items()}
             ms = 1000 * statistics.median(b.seconds)
             rows[f"{name}/{kind}"] = found[kind] | dict(
-                ms=ms, images_per_s=1 / t[kind], faster=t["ordinary"] / t[kind],
-                cost=t[kind] / t["plain"], share=1000 * found[kind]["flops"] * ranks / ms / top,
-                memory=found[kind]["mib"] and found[kind]["mib"] / found["plain"]["mib"],
-                seconds=b.seconds)
+                ms=ms, images_per_s=1 / t[kind], seconds=b.seconds,
+                share=1000 * found[kind]["flops"] * ranks / ms / top)
+            if "plain" in steps:
+                rows[f"{name}/{kind}"] |= dict(
+                    faster=t["ordinary"] / t[kind], cost=t[kind] / t["plain"],
+                    memory=found[kind]["mib"] / found["plain"]["mib"])
             print(f"{name}/{kind}: {ms:.0f} ms", flush=True)
     about = dict(machine=machine(device), torch=torch.__version__, ranks=ranks,
                  student=cfg.student, teacher=cfg.teacher_arch, batch_size=start.batch_size,
                  steps=cfg.steps, rounds=rounds, compiled=start.compile,
                  peak={str(k): f"{v / 1e12:.2f} TFLOP/s" for k, v in dtypes.items()})
     I.save(Path(start.out, "bench.json"), dict(about=about, rows=rows))
-    text = "\n".join(f"{k}: {v}" for k, v in about.items()) + "\n\n" + costs(rows)
-    I.save(Path(start.out, "bench.md"), f"{text}\n".encode())
-    print(f"\n{text}\n\nin {start.out}: bench.json, bench.md")
+    print("", *(f"{k}: {v}" for k, v in about.items()), "", costs(rows), sep="\n")
+    print(f"\nin {start.out}: bench.json")
+
+def run_effects(**given) -> None:
+    """Time plain steps of --framework without bf16, without frozen weights in the attack, without
+    channels_last, and with --compile."""
+    run_bench(kinds=without, **dict(framework="rslad") | given)
+
+def run_growth(**given) -> None:
+    """Time steps of --framework (InfoARD in it, if wanted) at other batch sizes and attack steps;
+    under torchrun: of all ranks together."""
+    run_bench(kinds=sizes, **dict(framework="rslad") | given)
+
+def run_curve(folder: str) -> None:
+    """What accuracy costs what time: for each cell below a folder the results of its seeds
+    (s0, s1, ...) beside a step's time (bench.json), as a table and a figure."""
+    rows = []
+    for file in Path(folder).glob("*/bench.json"):
+        runs, configs = ([json.loads(f.read_text()) for f in sorted(file.parent.glob(f"s*/{name}"))]
+                         for name in ("results.json", "config.json"))
+        made = configs[0]["settings"]
+        kind = "schedule" if made["steps_lo"] else "infoard" if made["infoard"] else "plain"
+        ms = json.loads(file.read_text())["rows"][f"{made['framework']}/{kind}"]["ms"]
+        rows.append((ms, file.parent.name, 
+                     *([r["best"][k] for r in runs] for k in ("clean", "worst"))))
+    I.require(rows, f"no cells with runs and bench.json in {folder}")
+    rows.sort()
+    lines = [[name, f"{ms:.0f}", spread(clean), spread(worst), str(len(clean))]
+             for ms, name, clean, worst in rows]
+    text = markdown([["cell", "ms", "clean (%)", "worst (%)", "seeds"], *lines])
+    I.save(Path(folder, "curve.md"), f"{text}\n".encode())
+    print(text)
+    draw(Path(folder, "figures"), curve=partial(figure_curve, rows=rows))
 
 # ==== Entries in the tables of infoard.py =========================================================
-I.VERBS |= dict(tables=run_tables, figures=run_figures, export=run_export, bench=run_bench)
+I.VERBS |= dict(tables=run_tables, figures=run_figures, export=run_export, bench=run_bench,
+                effects=run_effects, growth=run_growth, curve=run_curve)
 I.AT_END.append(illustrate)

@@ -6,6 +6,8 @@
 #                                   SCALE: smoke (minutes), cpu (two cores, hours), gpu (one
 #                                   GPU), paper (published settings); more options go to every run
 # bash reproduce.sh cells SCALE     the same runs as lines of options, to choose from
+# bash reproduce.sh lite            set up, then accuracy against time of steps and their schedules:
+#                                   two cores, 2 hours; more options go to every run
 set -euo pipefail
 cd "$(dirname "$0")"
 PY=.venv/bin/python
@@ -166,10 +168,49 @@ tables() {  # [options for every run]
     return $failed
 }
 
+# what accuracy costs what time: attack steps, 1 to so many by rank, full and half precision
+LITE="
+k1      --steps 1 --step-size 8/255
+k2      --steps 2 --step-size 6/255
+k2-1    --steps 2 --step-size 6/255 --steps-lo 1
+k3-1    --steps 3 --step-size 4/255 --steps-lo 1
+k5      --steps 5
+k5-1    --steps 5 --steps-lo 1
+k10     --steps 10
+k10-1   --steps 10 --steps-lo 1
+k5fp32  --steps 5 --amp off
+plain5      --steps 5 --no-infoard
+plain5fp32  --steps 5 --no-infoard --amp off
+plain10     --steps 10 --no-infoard"
+
+lite() {  # [options for every run]
+    local dir=runs/lite name options seed pid failed=0
+    local common="--subset 10000 --no-figures --no-progress"
+    local teacher="--out $dir/teacher --student tiny_wide --framework trades --epochs 20 --steps 5"
+    set -m
+    trap 'for pid in $(jobs -p); do kill -- -$pid; done; wait; exit 130' INT TERM
+    echo "$common $teacher --attacks clean,pgd $(printf '%q ' "$@")" | train
+    common="$common --teacher $dir/teacher/best.pt --student tiny --epochs 10 --eval-subset 2000"
+    for seed in 0 1 2; do
+        while read -r name options; do
+            echo "$common $options --seed $seed --out $dir/$name/s$seed" "$(printf '%q ' "$@")"
+        done <<< "${LITE#?}" | OMP_NUM_THREADS=1 train &
+        [ $seed != 0 ] || continue  # two at once
+        for pid in $(jobs -p); do wait "$pid" || failed=1; done
+    done
+    while read -r name options; do  # alone on the machine
+        $PY infoard.py bench --framework rslad --student tiny --teacher-arch tiny_wide \
+            --batch-size 128 $options --out $dir/$name || failed=1
+    done <<< "${LITE#?}"
+    $PY infoard.py curve $dir
+    return $failed
+}
+
 case "${1:-}" in
     demo) setup; demo ;;
     test) setup; shift; $PY -m pytest -q test_infoard.py "$@" ;;
     tables) scale "${2:-}"; shift 2; setup; tables "$@" ;;
+    lite) shift; setup; lite "$@" ;;
     cells) scale "${2:-}"; shift 2; for seed in $seeds; do cells "$seed" "$@"; done ;;
-    *) sed -n '2,8s/^# //p' "$0"; exit 2 ;;
+    *) sed -n '2,10s/^# //p' "$0"; exit 2 ;;
 esac

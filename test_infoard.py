@@ -1332,11 +1332,12 @@ def test_two_ranks_do_what_one_process_does(lab, tmp_path):
         assert first[name].equal(second[name]), name
         near(first[name], one[name], 1e-5)  # float32: the same sums in another order
     assert first["evaluation"].equal(one["evaluation"]) and first["evaluation"][-1] == 50
-    log, broken = ((tmp_path / f"{k}/log.jsonl").read_text() for k in ("whole", "broken"))
+    logs = [[json.loads(line) for line in (tmp_path / k / "log.jsonl").read_text().splitlines()]
+            for k in ("whole", "broken")]
     whole, again = (I.load_tensors(tmp_path / f"{k}/last.pt") for k in ("whole", "broken"))
     assert sorted(p.name for p in tmp_path.glob("stopped*")) == ["stopped0", "stopped1"]
-    assert re.sub('"(images_per_s|seconds)[^,}]*', "", log) == re.sub(
-        '"(images_per_s|seconds)[^,}]*', "", broken)
+    for row, other in zip(*logs, strict=True):  # what the ranks had summed up is now rank 0's
+        near(*(torch.tensor([r[k] for k in list(row)[:-2]]) for r in (row, other)), 1e-6)
     for part in ("model", "critics"):
         assert all(v.equal(again[part][k]) for k, v in whole[part].items())
     assert whole["generators"]["attack"].equal(again["generators"]["attack"])
@@ -1370,11 +1371,11 @@ def test_batch_must_be_a_multiple_of_the_ranks(tmp_path, monkeypatch, capsys):
 
 # --- speed ------------------------------------------------------------------------------------
 
-def two_steps(around=contextlib.nullcontext, **options):
+def two_steps(*around, **options):
     """(a Bench, what its student has learned) after two steps."""
     cfg = I.Config(**BASE | dict(teacher_arch="tiny", batch_size=16, steps=3) | options).resolved()
     torch.manual_seed(3)
-    work = extras.Bench(cfg, I.tiny().eval().requires_grad_(False), SMALL, torch.device("cpu"), around)
+    work = extras.Bench(cfg, I.tiny().eval().requires_grad_(False), SMALL, torch.device("cpu"), *around)
     assert work.step() > 0 and work.step() > 0
     assert all(p.requires_grad for p in work.run.student.parameters())
     return work, torch.cat([p.detach().flatten() for p in work.run.student.parameters()])
@@ -1391,9 +1392,22 @@ def test_ordinary_step_is_the_same_mathematics(framework):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(I.Step, "attack", attack)
         _, fast = two_steps(framework=framework, infoard=False)
-        _, slow = two_steps(extras.ordinary, framework=framework, infoard=False)
+        _, slow = two_steps(extras.ordinary, True, framework=framework, infoard=False)
     near(fast, slow, 1e-4)  # float32 sums in another order, twice through a normalisation
     assert seen == [(False, False)] * 6 + [(True, True)] * 6
+
+def test_effects_take_one_thing_away(tmp_path):
+    found = extras.without(I.Config(compile=False).resolved())
+    assert [k for k, (cfg, *_) in found.items() if cfg.amp == "off"] == ["ordinary", "fp32"]
+    assert [k for k, (cfg, *_) in found.items() if cfg.compile] == ["compiled"]
+    for name, *now in (("nchw", True, False), ("unfrozen", False, True), ("ordinary", True, True)):
+        _, around, *layout = found[name]
+        net = tiny_net().train()
+        with around():
+            assert I.to_float(SMALL.x_test[:2], "cpu").is_contiguous() == now[0] == bool(layout)
+            with I.frozen_eval(net):
+                assert next(net.parameters()).requires_grad == now[1] and not net[1].training
+        assert net[1].training and not I.to_float(SMALL.x_test[:2], "cpu").is_contiguous()
 
 @each("framework", ["rslad", "adaad"])
 @each("infoard", [False, True])
@@ -1413,40 +1427,75 @@ def test_operations_are_counted(lab):
     for size, layer in ((32, net.conv1), (16, net.layer1[0]), (8, net.layer2[0])):
         pixels += size * size * layer.weight.numel()
     forward = 2 * 4 * (pixels + net.linear.weight.numel())
-    with extras.Flops() as counter:
+    with extras.Counter() as counter:
         I.predict(net, x)
-    assert counter.total == forward
-    with extras.Flops() as counter, I.frozen_eval(net):
+    assert counter.flops == forward
+    with extras.Counter() as counter, I.frozen_eval(net):
         z = x.requires_grad_()
         torch.autograd.grad(net(z).sum(), z)
-    assert counter.total == 2 * forward
+    assert counter.flops == 2 * forward
     x.requires_grad_(False)
-    with extras.Flops() as counter:
+    with extras.Counter() as counter:
         net(x).sum().backward()
     first = 2 * 4 * 32 * 32 * net.conv1.weight.numel()  # the images need no gradient
-    assert counter.total == 3 * forward - first
+    assert counter.flops == 3 * forward - first
+
+def test_bytes_are_counted_while_they_are_held():
+    with extras.Counter() as counter:
+        a = torch.zeros(1000) + 1
+        del a
+        b = torch.ones(500)
+        c = b.view(50, 10)[3:].add_(1)  # no new bytes
+        assert counter.live == 2000 and counter.peak == 8000
+        del b, c
+        assert counter.live == 0
+        torch.ones(3000)
+    assert counter.peak == 12000
 
 def test_bench_measures_every_kind_of_step(tmp_path, capsys):
     given = dict(student="tiny", teacher_arch="tiny", steps=4, batch_size=8, device="cpu")
     extras.run_bench(rounds=1, framework="rslad,mtard", out=str(tmp_path), **given)
     content = json.loads((tmp_path / "bench.json").read_text())
     rows, kinds = content["rows"], ["ordinary", "plain", "infoard", "schedule"]
-    grown = [f"infoard, {n}" for n in ("batch 4", "batch 16", "2 steps", "8 steps")]
-    assert list(rows) == [f"{name}/{kind}" for name, more in (("rslad", grown), ("mtard", []))
-                          for kind in kinds + more]
-    flops = {k.removeprefix("rslad/"): r["flops"] for k, r in rows.items()}
-    assert flops["ordinary"] == flops["plain"] <= flops["infoard"] and flops["schedule"] < flops["plain"]
-    per_step = (flops["infoard, 8 steps"] - flops["infoard, 2 steps"]) / 6
-    near(flops["infoard, 8 steps"], flops["infoard"] + 4 * per_step)
-    for name, r in rows.items():
-        b = int(name.split("batch ")[1]) if "batch" in name else 8
-        near(r["images_per_s"], 1000 * b / r["ms"])
-        assert r["seconds"] == [r["ms"] / 1000] and 0 < r["share"]
-        assert r["mib"] is None or 0 <= r["mib"] < 1000
+    assert list(rows) == [f"{name}/{kind}" for name in ("rslad", "mtard") for kind in kinds]
+    flops = [rows[f"rslad/{kind}"]["flops"] for kind in kinds]
+    assert flops[0] == flops[1] <= flops[2] and flops[3] < flops[1]
+    for r in rows.values():
+        near(r["images_per_s"], 8000 / r["ms"])
+        near(r["seconds"], torch.tensor([r["ms"] / 1000]))
+        assert 0 < r["share"] and 0 < r["mib"] < 100
     assert rows["rslad/ordinary"]["faster"] == rows["mtard/plain"]["cost"] == 1
-    text = (tmp_path / "bench.md").read_text()
-    assert text in capsys.readouterr().out and extras.costs(rows) in text
-    assert content["about"]["machine"] and f"steps: {given['steps']}" in text
+    told = capsys.readouterr().out
+    assert extras.costs(rows) in told and content["about"]["machine"] in told and "steps: 4" in told
+
+def test_growth_in_operations_is_linear_in_batch_and_steps(tmp_path, capsys):
+    given = dict(student="tiny", teacher_arch="tiny", steps=4, batch_size=8, device="cpu")
+    extras.run_growth(rounds=1, out=str(tmp_path), **given)
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    flops = {k.removeprefix("rslad/"): r["flops"] for k, r in rows.items()}
+    assert list(flops) == [*(f"batch {n}" for n in (2, 4, 8, 16)), *(f"{n} steps" for n in (1, 2, 4, 8))]
+    pairs = {n: flops[f"batch {n}"] - n * flops["batch 2"] / 2 for n in (4, 8, 16)}
+    share = {n: gap / flops[f"batch {n}"] for n, gap in pairs.items()}
+    assert all(0 <= v < 0.02 for v in share.values())  # score matrices grow with the square
+    per_step = flops["2 steps"] - flops["1 steps"]
+    assert [flops[f"{n} steps"] - flops["1 steps"] for n in (4, 8)] == [3 * per_step, 7 * per_step]
+    assert rows["rslad/batch 16"]["images_per_s"] > 0 and "plain" not in capsys.readouterr().out
+
+def test_curve_sets_accuracy_beside_time(tmp_path, capsys):
+    for cell, ms, steps_lo, seeds in (("slow", 20.4, 0, (30.0, 32.0)), ("quick", 8.0, 1, (29.0,))):
+        rows = {f"rslad/{k}": dict(ms=ms * f) for k, f in dict(plain=9, infoard=1, schedule=1).items()}
+        I.save(tmp_path / cell / "bench.json", dict(rows=rows))
+        for s, worst in enumerate(seeds):
+            I.save(tmp_path / cell / f"s{s}" / "results.json", dict(best=dict(clean=50.0, worst=worst)))
+            settings = dict(steps_lo=steps_lo, infoard=True, framework="rslad")
+            I.save(tmp_path / cell / f"s{s}" / "config.json", dict(settings=settings))
+    assert I.main(["curve", str(tmp_path)]) == 0
+    lines = [[c.strip() for c in line.split("|")[1:-1]]
+             for line in (tmp_path / "curve.md").read_text().splitlines()]
+    assert lines[2:] == [["quick", "8", "50.00", "29.00", "1"],
+                         ["slow", "20", "50.00 ± 0.00", "31.00 ± 1.41", "2"]]
+    assert (tmp_path / "figures/curve.png").stat().st_size > 5000
+    assert I.main(["curve", str(tmp_path / "figures")]) == 2
 
 @each("limit", [0, 1, 5])
 def test_batches_are_halved_until_they_fit(limit):
@@ -1672,9 +1721,15 @@ def test_tables_give_mean_deviation_and_paired_gain(tmp_path, capsys):
     assert latex.count("tabular") == 4 and r"25.00 $\pm$ 7.07" in latex and r"best (\%)" in latex
     assert all(line.count("&") in (0, 5, 6) for line in latex.splitlines())
 
-def test_a_report_warns_of_masked_gradients():
-    rows = {k: dict(clean=80.0, worst=9.0, n=5, warnings=w) for k, w in dict(a=[], b=["w"]).items()}
-    assert re.findall("warning, gradients may be masked: (.*)", I.report(rows)) == ["b: w"]
+def test_a_report_warns_of_masked_gradients(tmp_path, capsys):
+    for name, warnings in dict(a=[], b=["w"]).items():
+        result = dict(clean=80.0, aa=None, worst=9.0, n=5, warnings=warnings)
+        I.save(tmp_path / name / "results.json", dict(best=result))
+        I.report(name, result)
+    told = "a:  clean 80.00  worst 9.00\nb:  clean 80.00  worst 9.00\nwarning, gradients may be masked: "
+    assert capsys.readouterr().out == told + "w\n"
+    extras.run_tables(str(tmp_path))
+    assert re.findall("warning, gradients may be masked: (.*)", capsys.readouterr().out) == ["b: w"]
 
 @pytest.mark.parametrize("names", [[""], ["x_1/only_best"], ["a/plain", "a/infoard"]])
 def test_tables_of_few_runs_are_plain(names, tmp_path, capsys):
@@ -1843,7 +1898,8 @@ def test_named_attacks_keep_their_ball_and_their_limit_of_steps(name, problem, m
     radius = (x_adv - x).flatten(1).norm(2 if "l2" in name else torch.inf, dim=1)
     # float32 rounds a sum of 108 squares by less than 1e-5
     assert name == "spatial" or (radius <= (0.3 if "l2" in name else R) + 1e-5).all()
-    assert name == "spatial" or not most or len(passes) <= most
+    limit = 6 * (most or 0) + 6 if name == "pgd5_cw" else most  # six attacks, six looks at x'
+    assert name == "spatial" or not most or len(passes) <= limit
 
 @given(ints(1, 4), seeds, st.floats(0.01, 2), ints(1, 6))
 def test_l2_attack_of_a_linear_objective_goes_straight_to_the_sphere(b, seed, eps, steps):
