@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 import infoard as I
 
@@ -147,10 +147,11 @@ def figure_curve(figure, rows: list[tuple]) -> None:
     """Accuracy, its mean and standard deviation over seeds, against the time of a step."""
     figure.set_size_inches(6.5, 2.4)
     for i, (ax, what) in enumerate(zip(figure.subplots(1, 2), ("clean", "worst"), strict=True)):
-        for ms, name, *values in rows:
+        for place, (ms, name, *values) in enumerate(rows):
             mean, half = np.mean(values[i]), np.std(values[i], ddof=1) if values[i][1:] else 0
             ax.errorbar(ms, mean, half, fmt="o", ms=3, color="C0")
-            ax.annotate(name, (ms, mean), xytext=(3, 3), textcoords="offset points", fontsize=6)
+            ax.annotate(name, (ms, mean), xytext=(3, (4, -8)[place % 2]),
+                        textcoords="offset points", fontsize=6)
         ax.set(xlabel="ms per step", ylabel=f"{what} accuracy (%)")
 
 STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -158,6 +159,8 @@ STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "
 
 def draw(folder: Path, **fill: Callable) -> None:
     """fill[name](figure) as name.png and name.pdf in the folder."""
+    if I.world()[0]:
+        return
     import matplotlib.figure
     folder.mkdir(exist_ok=True)
     for name in fill:
@@ -206,12 +209,12 @@ def run_export(path: str) -> None:
                           input_names=["x"], output_names=["logits"], dynamic_axes=dict(x={0: "B"}))
         print(f"{stem}.safetensors, {stem}.onnx: x [1, 3, {size}, {size}] in [0,1] -> logits")
 
-
 # ==== 4. Speed ====================================================================================
 @contextlib.contextmanager
 def ordinary(nchw: bool = True, unfrozen: bool = True) -> Iterator[None]:
     """Inside, a step is made as most released code makes it: in NCHW, and with weights that ask for
-    gradients while the attack runs. With --amp off it is that code's step in every respect."""
+    gradients while the attack runs. With --amp off it is at least as fast as theirs: images are
+    augmented at once, gradients are the input's alone, and the teacher is asked once."""
     @contextlib.contextmanager
     def eval_alone(*models):
         nets = [(m, m.training) for net in models if isinstance(net, nn.Module)
@@ -230,17 +233,22 @@ def ordinary(nchw: bool = True, unfrozen: bool = True) -> Iterator[None]:
 class Counter(TorchDispatchMode):
     """Counts, by torch's own formulas, the operations of convolutions and matrix products (flops: a
     multiplication and an addition are two), and at each one the bytes that new tensors hold (peak).
-    Torch's FlopCounterMode does not bear autograd.grad with respect to an input."""
+    Torch's FlopCounterMode does not bear autograd.grad with respect to an input, and its formula
+    for convolutions backward forgets groups: each of the gradients costs what the pass did."""
     def __init__(self):
         super().__init__()
         self.flops, self.peak, self.live, self.known = 0, 0, 0, set()
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
+        if func._overloadpacket is torch.ops.aten.convolution_backward:
+            grad, x, w, *_, transposed, _, _, mask = args
+            self.flops += conv_flop_count(x.shape, w.shape, grad.shape, transposed) * sum(mask[:2])
+        elif formula := flop_registry.get(func._overloadpacket):
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        old = {t.untyped_storage()._cdata for t in tree_leaves(args) if torch.is_tensor(t)}
         for tensor in filter(torch.is_tensor, tree_leaves(out)):
             storage = tensor.untyped_storage()
-            if storage._cdata not in self.known:
+            if storage._cdata not in self.known | old:  # no view, nothing in place
                 self.known.add(storage._cdata)
                 self.live += storage.nbytes()
                 weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
@@ -288,17 +296,19 @@ class Bench:
         return dict(flops=counter.flops, mib=held / 2 ** 20)
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product, by the faster of two libraries (as a 1x1
-    convolution it is oneDNN's or cuDNN's): what the hardware gives at best."""
-    n, times = 8192 if device.type == "cuda" else 2048, []
-    a = torch.randn(n, n, device=device).to(dtype)
-    pixels = a.view(1, n, 1, n).to(memory_format=torch.channels_last)
-    weight = a.view(n, n, 1, 1).to(memory_format=torch.channels_last)
-    for product in [lambda: a @ a, lambda: F.conv2d(pixels, weight)] * 7:
+    """Operations per second of a large matrix product or 3x3 convolution, whichever is faster (fp32
+    products are slow in some libraries): what the hardware gives at best."""
+    n, images = (8192, 512) if device.type == "cuda" else (2048, 64)
+    a, x, w = (torch.randn(shape, device=device).to(dtype)
+               for shape in ((n, n), (images, 128, 16, 16), (128, 128, 3, 3)))
+    x, w, best = *(v.to(memory_format=torch.channels_last) for v in (x, w)), 0.0
+    for product in [lambda: a @ a, lambda: F.conv2d(x, w, padding=1)] * 7:
+        with Counter() as counter:
+            product()
         began = time.perf_counter()
-        product().flatten()[0].item()
-        times.append(time.perf_counter() - began)
-    return 2 * n ** 3 / min(times)
+        product()[0, 0].flatten()[0].item()
+        best = max(best, counter.flops / (time.perf_counter() - began))
+    return best
 
 def machine(device: torch.device) -> str:
     """Its name, and the threads of a CPU."""
@@ -327,18 +337,20 @@ def without(cfg: I.Config) -> dict[str, tuple]:
 def sizes(cfg: I.Config) -> dict[str, tuple]:
     """The same of what growth times."""
     cfg, b, k = replace(cfg, steps_lo=0), cfg.batch_size, cfg.steps
-    batches = {f"batch {n}": (replace(cfg, batch_size=n),) for n in (b // 4, b // 2, b, 2 * b)}
-    return batches | {f"{n} steps": (replace(cfg, steps=n),) for n in (k // 4, k // 2, k, 2 * k)}
+    batches = sorted({max(2, b // 4), max(2, b // 2), b, 2 * b})
+    steps = sorted({1, k // 2, k, 2 * k})
+    return {f"batch {n}": (replace(cfg, batch_size=n),) for n in batches} \
+        | {f"{n} steps": (replace(cfg, steps=n),) for n in steps if n}
 
 def costs(rows: dict[str, dict]) -> str:
     """What bench and growth have found, as a Markdown table."""
-    say = dict(ms="{:.0f}", images_per_s="{:.1f}", share="{:.0%}", mib="{:.0f}", faster="{:.2f}",
-               cost="{:.2f}", memory="{:.2f}")
-    head = ["step", "ms", "images/s", "share of peak", "MiB", "times faster than ordinary",
-            "time / plain", "memory / plain"]
-    wide = len(head) if all("cost" in r for r in rows.values()) else 5
-    lines = [[k, *(f.format(r[c]) for c, f in say.items() if c in r)] for k, r in rows.items()]
-    return markdown([head[:wide], *lines])
+    columns = [("ms", "ms", "{:.0f}"), ("images_per_s", "images/s", "{:.1f}"),
+               ("share", "share of peak", "{:.0%}"), ("mib", "MiB", "{:.0f}"),
+               ("faster", "times faster than ordinary", "{:.2f}"),
+               ("cost", "time / plain", "{:.2f}"), ("memory", "memory / plain", "{:.2f}")]
+    columns = [c for c in columns if all(c[0] in r for r in rows.values())]
+    return markdown([["step", *(title for _, title, _ in columns)]] + [
+        [name, *(form.format(r[k]) for k, _, form in columns)] for name, r in rows.items()])
 
 def run_bench(*, rounds: int = 5, kinds: Callable = kinds, **given) -> None:
     """Time training steps: ordinary (fp32, as most released code is written), plain, with InfoARD,
@@ -367,12 +379,13 @@ def run_bench(*, rounds: int = 5, kinds: Callable = kinds, **given) -> None:
                 b.seconds.append(b.step())
         for kind, b in steps.items():
             dtype = I.amp_dtype(b.cfg.amp, device) or torch.float32
-            top = dtypes.setdefault(dtype, peak(device, dtype)) * ranks
+            if dtype not in dtypes:
+                dtypes[dtype] = peak(device, dtype)
             t = {k: statistics.median(s.seconds) / s.cfg.batch_size for k, s in steps.items()}
             ms = 1000 * statistics.median(b.seconds)
             rows[f"{name}/{kind}"] = found[kind] | dict(
                 ms=ms, images_per_s=1 / t[kind], seconds=b.seconds,
-                share=1000 * found[kind]["flops"] * ranks / ms / top)
+                share=1000 * found[kind]["flops"] / ms / dtypes[dtype])
             if "plain" in steps:
                 rows[f"{name}/{kind}"] |= dict(
                     faster=t["ordinary"] / t[kind], cost=t[kind] / t["plain"],
@@ -403,10 +416,11 @@ def run_curve(folder: str) -> None:
     for file in Path(folder).glob("*/bench.json"):
         runs, configs = ([json.loads(f.read_text()) for f in sorted(file.parent.glob(f"s*/{name}"))]
                          for name in ("results.json", "config.json"))
+        I.require(runs and configs, f"no finished run (s0, s1, ...) beside {file}")
         made = configs[0]["settings"]
         kind = "schedule" if made["steps_lo"] else "infoard" if made["infoard"] else "plain"
         ms = json.loads(file.read_text())["rows"][f"{made['framework']}/{kind}"]["ms"]
-        rows.append((ms, file.parent.name, 
+        rows.append((ms, file.parent.name,
                      *([r["best"][k] for r in runs] for k in ("clean", "worst"))))
     I.require(rows, f"no cells with runs and bench.json in {folder}")
     rows.sort()

@@ -64,7 +64,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 # scores [B,B]: row i the student on x'_i, column j the teacher on x_j; divergences, MI in nats
 
 ALL = slice(None)
-LITE = dict(student="tiny", teacher_arch="tiny_wide", steps=3, steps_lo=1, step_size=4 / 255)
+LITE = "--student tiny --teacher-arch tiny_wide --steps 3 --steps-lo 1 --step-size 4/255"
 PRESETS = dict(  # what None means in Config: by data, and by framework as its paper has it
     shapes=dict(student="tiny", teacher_arch="tiny_wide", epochs=8, steps=5),
     images=dict(student="resnet18", teacher_arch="wrn_34_10", epochs=100, steps=10),
@@ -101,6 +101,8 @@ def summed(value: Tensor) -> Tensor:
         dist.all_reduce(value := value.clone())
     return value
 
+meet = partial(summed, torch.zeros(1))  # no rank goes on before all are here
+
 # sum_r N dL/df_r df_r/dtheta / N = dL/dtheta: each of N ranks has the whole loss L but the graph of
 # its own rows f_r alone, and DistributedDataParallel takes the mean of gradients over ranks
 def gathered(f: Tensor) -> Tensor:
@@ -108,14 +110,14 @@ def gathered(f: Tensor) -> Tensor:
     rank, ranks = world()
     if ranks == 1:
         return f
-    rows = [torch.empty_like(f) for _ in range(ranks)]
-    dist.all_gather(rows, f.detach().contiguous())
-    rows[rank] = f.detach() + ranks * (f - f.detach())  # f, with the gradient N-fold
+    own = f.detach().contiguous()
+    rows = [torch.empty_like(own) for _ in range(ranks)]
+    dist.all_gather(rows, own)
+    rows[rank] = own + ranks * (f - own)  # f, with the gradient N-fold
     return torch.cat(rows)
 
 def save(path: Path, content) -> None:
-    """content at path (bytes, a dict for .pt, plain values for .json), or what was there before;
-    rank 0 writes."""
+    """content at path (bytes, dict for .pt, values for .json), or what was there; from rank 0."""
     if world()[0]:
         return
     part = path.with_name(f"{path.name}.part{os.getpid()}")
@@ -224,7 +226,7 @@ class Config:
     sync_bn: bool = opt(False, "batch norm over all ranks' images, not each rank's own (CUDA)")
     attacks: str = opt("clean,fgsm,pgd,cw,apgd", "a list with commas: these, aa or any of ATTACKS")
     eval_subset: int = opt(None, "test images; 0: all; default: 500 on a CPU, else all", low=0)
-    eval_batch: int = opt(0, "images per evaluation batch; 0: 256 on a CPU, else 1024", low=0)
+    eval_batch: int = opt(0, "images per evaluation batch; 0: 256 on a CPU, else 512", low=0)
     out: str = opt(None, "folder; default: runs/<dataset>-<student>-<framework>[-plain]-s<seed>")
     resume: bool = opt(False, "go on from last.pt in --out, if there is one")
     figures: bool = opt(True, "draw figures at the end")
@@ -520,8 +522,7 @@ class InfoARD(nn.Module):
 
     loss = -w_feat I_feat - w_att I_att + w_rel R: the information, by the bound mim, of features
     (last three stages, penultimate) and attention maps of S(x') with T(x), a mean over taps; R: the
-    relation_loss of the deepest. Cosines leave the logits' scale free: not to be used alone. Under
-    DistributedDataParallel negatives come from all ranks, but ASA ranks a process's own batch."""
+    relation_loss of the deepest, over all ranks. Not alone: cosines leave logits' scale free."""
     def __init__(self, student: nn.Module, teacher: nn.Module, *, image_shape=(3, 32, 32),
                  asa: str = "teacher", lam: tuple[float, float] = (1.0, 1.5), mim: str = "infonce",
                  w_feat: float = 0.1, w_att: float = 0.05, w_rel: float = 0.0, dim: int = 128,
@@ -719,10 +720,10 @@ def saad(step: Step) -> Tensor:
         return kl(step.t[rows] + rise * true[rows], step.student(z))
     step.attack(objective, init="normal")
     h = torch.special.entr(step.t_adv.softmax(1)).sum(1)  # [B], the teacher's entropy in nats
-    h = 5 * (h - h.min())
+    h = 5 * (h - gathered(h).min())
     pull = step.alpha * step.progress * step.kl(*differences(step), weight=h)
     loss = step.kl(step.t_adv, step.s_adv, weight=h) + pull
-    rest = 1 - h / h.max().clamp(min=1e-8)
+    rest = 1 - h / gathered(h).max().clamp(min=1e-8)
     return loss + step.beta * step.kl(step.t, step.s, weight=rest) if step.beta else loss
 
 FRAMEWORKS = dict(natural=natural, at=at, trades=trades, ard=ard, rslad=rslad, iad=iad, adaad=adaad,
@@ -1003,18 +1004,17 @@ def open_parts(name: str, place: Path) -> list:
 def decode(parts: list, size: int, store: str) -> dict:
     """Writes images [N,H,W,3] to the file store, in `size` pixels or those of the first image."""
     from PIL import ImageOps
-    shape, labels = (size, size) if size else parts[0][0][0].size, []  # width, height
-    places = [(p, i) for p in parts for i in range(len(p))]
-    def pixels(place):
-        part, i = place
+    places, labels = [(p, i) for p in parts for i in range(len(p))], []
+    def pixels(part, i, fit=True):
         try:
             image, label = part[i]
         except (OSError, SyntaxError) as error:
             raise InfoardError(f"replace {part.samples[i][0]}: corrupt, {error}") from None
-        return ImageOps.fit(image, shape).tobytes(), label
+        return ImageOps.fit(image, shape).tobytes() if fit else image.size, label
+    shape = (size, size) if size else pixels(*places[0], fit=False)[0]  # width, height
     with open(store, "wb") as f, ThreadPool() as pool:
         for i in progress_bar(range(0, len(places), 1024), "decoding 1,024 images each"):
-            images, some = zip(*pool.map(pixels, places[i:i + 1024]), strict=True)
+            images, some = zip(*pool.starmap(pixels, places[i:i + 1024]), strict=True)
             f.write(b"".join(images))
             labels += some
     classes = list(map(str, getattr(parts[0], "classes", range(10))))
@@ -1042,12 +1042,12 @@ def read_cached(name: str, source: Path, size: int, cache: Path) -> Data:
 
 def load_dataset(name: str, data_dir: str | Path = "data", *, download: bool = True,
                  image_size: int = 0, cache: str | Path = "runs/cache") -> Data:
-    """A data set by name as uint8 tensors; data_dir: its parent, its folder or its archive."""
+    """A data set as uint8 tensors, for all ranks; data_dir: its parent, folder or archive."""
     if lookup(DATASETS, name, "data set") == "shapes":
         return render_shapes()
     root, (archive, inner, _, site, sha256) = Path(data_dir), PLACES[name]
     rank = world()[0]
-    _ = rank and summed(torch.zeros(1))  # the others wait, and find what rank 0 makes
+    _ = rank and meet()  # the others wait, and find what rank 0 makes
     hint = f"put {archive}{f' or {inner}/' if inner else ''} there, or name its --data-dir"
     try:
         if download and site and not locate(name, root):
@@ -1063,7 +1063,7 @@ def load_dataset(name: str, data_dir: str | Path = "data", *, download: bool = T
     except Exception as error:  # whatever broken files and networks make their readers raise
         raise InfoardError(f"no usable {name} in {root} ({error}): {hint}") from None
     finally:
-        _ = rank or summed(torch.zeros(1))
+        _ = rank or meet()
 
 def class_balanced(y: Tensor, n: int) -> Tensor:
     """Sorted indices of n images, spread evenly over the classes; always the same ones."""
@@ -1092,9 +1092,9 @@ def augment(x: Tensor, generator: torch.Generator, pad: int = 4, flip: bool = Tr
 # ==== 9. Evaluation ===============================================================================
 def correct(net: nn.Module, x: Tensor, y: Tensor, attack=None, size=0, text="") -> Tensor:
     """Which samples are classified right, bool [N] on the CPU, after attack(net, x, y) if given.
-    The ranks share the batches out; a batch that memory is too short for is halved."""
+    The ranks, which must all call it, share the batches out; one that is too large is halved."""
     device, (rank, ranks) = next(net.parameters()).device, world()
-    size, hits = size or (256 if device.type == "cpu" else 1024), torch.zeros(len(x), device=device)
+    size, hits = size or (256 if device.type == "cpu" else 512), torch.zeros(len(x), device=device)
     def judge(x, y):
         try:
             z, y_b = to_float(x, device), y.to(device)
@@ -1227,7 +1227,7 @@ class Objective(nn.ModuleList):
 
 class Run:
     """All that changes during a training, to be saved and brought back whole. Of N ranks each has
-    an N-th of every batch, and all have the same student, critics and optimizer."""
+    an N-th of every batch: ASA ranks, batch norm, NAMID and MID's inner step know no more of it."""
     def __init__(self, cfg: Config, data: Data, device: torch.device, nets: dict):
         self.cfg, self.data, self.device, self.nets = cfg, data, device, nets
         teacher = nets["teacher"]
@@ -1282,7 +1282,7 @@ class Run:
             part.load_state_dict(state[k])
         for k, g in self.generators.items():
             with contextlib.suppress(RuntimeError, IndexError):  # other devices or more ranks
-                states = state["generators"][k].view(-1, len(g.get_state()))
+                states = torch.atleast_2d(state["generators"][k])
                 g.set_state(states[self.rank if k == "attack" else 0].clone())  # a view crashes
         self.at = state["at"]
         for name, share in dict(sums=self.rank == 0, memory=1).items():
@@ -1346,13 +1346,12 @@ class Run:
         """The log point, where the device is waited for: stops if the loss is not finite and, with
         all saved, if any rank has caught a signal."""
         at, last = self.at, out / "last.pt"
-        here = torch.tensor([at["sums"]["loss"].item(), float(sum(caught))])
-        loss, signals = summed(here).tolist()
+        loss, signals = summed(torch.tensor([at["sums"]["loss"].item(), sum(caught)])).tolist()
         require(math.isfinite(loss), f"the loss is not finite at step {at['step']}: lower --lr or "
                 f"--amp off; last good checkpoint: {last if at['history'] else 'none'}")
         if signals:
             save(last, self.state())
-            summed(torch.zeros(1))  # no rank is gone before it is saved
+            meet()  # no rank is gone before it is saved
             number = caught[0] if caught else signal.SIGTERM
             print(f"stopped by {signal.Signals(number).name} at step {at['step']}, all saved in "
                   f"{last}: --resume goes on")
@@ -1490,7 +1489,7 @@ def finish(run: Run, out: Path) -> dict:
         add(run, results)
     _ = [report(f"{out.name} {k}", results[k]) for k in ("best", "last")]
     print(f"in {out}: results.json, log.jsonl, best.pt, last.pt")
-    summed(torch.zeros(1))  # no rank asks for these files before they are there
+    meet()  # no rank asks for these files before they are there
     return results
 
 # ==== 11. Command line ============================================================================
@@ -1529,7 +1528,8 @@ def all_ranks(device: str) -> Iterator[None]:
         yield
         return
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count() * (device != "cpu")
-    require(not gpus or local < gpus, f"more processes than {gpus} GPUs: lower --nproc-per-node")
+    require(":" not in device and local < (gpus or math.inf), f"each process takes one of {gpus} "
+            "GPUs: use --device cuda and no larger --nproc-per-node")
     torch.cuda.set_device(local if gpus else -1)  # -1: none
     store, rank, ranks = next(dist.rendezvous("env://"))  # which may know of an earlier attempt
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
@@ -1539,9 +1539,10 @@ def all_ranks(device: str) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(None if rank else sys.stdout):
             yield
+        meet()
         dist.destroy_process_group()
     except RuntimeError as error:
-        why = str(error).splitlines()[0]
+        why = str(error).partition("\n")[0]
         gone = re.search("(?i)gloo|nccl|peer|timed out", why)
         require(not gone, f"another rank is gone: start all again with --resume ({why[:99]})")
         raise
@@ -1567,10 +1568,10 @@ def parse(verb: str, argv: list[str]) -> dict:
             type=number if f.type is float else f.type,
             metavar="|".join(f.metadata["choices"]) or f.type.__name__.upper())
         parser.add_argument("--" + f.name.replace("_", "-"), help=text, **kind)
-    _ = takes_all and parser.add_argument("--lite", action="store_true",
-                                          help=f"for small machines: {LITE}")
-    given = vars(parser.parse_args(argv))
-    return LITE | given if given.pop("lite", False) else given
+    if verb == "train":
+        parser.add_argument("--lite", action="store_true", help=f"for small machines: {LITE}")
+    given = vars(parser.parse_args(LITE.split() * ("--lite" in argv) + argv))
+    return {k: v for k, v in given.items() if k != "lite"}
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""

@@ -200,7 +200,7 @@ lite() {  # [options for every run]
     done
     while read -r name options; do  # alone on the machine
         $PY infoard.py bench --framework rslad --student tiny --teacher-arch tiny_wide \
-            --batch-size 128 $options --out $dir/$name || failed=1
+            --batch-size 128 $options --out $dir/$name "$@" || failed=1
     done <<< "${LITE#?}"
     $PY infoard.py curve $dir
     return $failed

@@ -1196,7 +1196,8 @@ def whole(tmp_path_factory):
     "new/" + ARCHIVE["cifar10"]),
     ("cifar100", "d", "d/cifar-100-python/meta"), ("tinyimagenet", "new",
     "new/" + ARCHIVE["tinyimagenet"]),
-    ("svhn", "d", "d/train_32x32.mat"), ("folder", "d", "d/test/bee/a.png"), ("folder", "",
+    ("svhn", "d", "d/train_32x32.mat"), ("folder", "d", "d/test/bee/a.png"),
+    ("folder", "d", "d/train/ant/1.png"), ("folder", "",
     "d/t.pt"),
     ("folder", "new/mine.tar", "new/mine.tar"), ("folder", "new/mine.tar.xz", "new/mine.tar.xz")])
 @given(share=st.floats(0, 0.95), cut=st.booleans())
@@ -1252,6 +1253,7 @@ def without_norm(classes=10, size=32):
     return I.in_a_row(size, I.conv(3, 8), relu=nn.ReLU(), **layers, head=nn.Linear(32, classes))
 
 SHARED = dict(  # settings of steps that N processes must make as one does
+    saad=dict(framework="saad", infoard=False, beta=0.5),
     rslad=dict(infoard=False), kd=dict(asa="uniform", w_rel=1.0), dv=dict(asa="off", mim="dv"),
     vid=dict(asa="off", mim="vid", w_att=0.0), mtard=dict(framework="mtard", infoard=False))
 
@@ -1273,12 +1275,17 @@ def work_of_a_rank(top, teacher):
                 work = I.Run(cfg, SMALL, torch.device("cpu"), dict(teacher=net, teacher_nat=net))
                 for _ in range(3):
                     work.step()
-                learned = [p for part in ("model", "critics") for p in work.parts[part].parameters()]
-                found[name] = torch.cat([p.detach().flatten() for p in learned])
+                learned = [*work.student.parameters(), *work.parts["critics"].parameters()]
+                memory = [work.at["memory"]["w"]] if name == "mtard" else []
+                found[name] = torch.cat([p.detach().flatten() for p in learned + memory])
                 found[f"{name} means"] = torch.stack(
                     [I.summed(v) / 192 for v in work.at["sums"].values()])
-        result = evaluate(I.load_teacher(teacher), 50, attacks="clean,pgd,apgd,spatial",
-                          batch_size=16, eps=2 / 255)
+        seen, real_fgsm = [], I.ATTACKS["fgsm"]
+        patch.setitem(I.ATTACKS, "fgsm", lambda net, x, y, **options: seen.append(len(x)) or real_fgsm(
+            net, x, y, **options))
+        result = evaluate(I.load_teacher(teacher), 50, attacks="clean,fgsm,pgd,apgd,spatial",
+                          batch_size=8, eps=2 / 255)
+        found["attacked"] = torch.tensor([sum(seen)])
         found["evaluation"] = torch.tensor([result[k] or 0.0 for k in (*I.METRICS, "n")])
         torch.save(found, f"{top}/{ranks}-{rank}.pt")
         for name in ("whole", "broken") if ranks > 1 else ():
@@ -1287,7 +1294,8 @@ def work_of_a_rank(top, teacher):
                 if (name, rank, self.at["step"]) == ("broken", 1, 3):
                     os.kill(os.getpid(), signal.SIGTERM)
             patch.setattr(I.Run, "step", step)
-            options = BASE | dict(out=f"{top}/{name}", val_size=39, batch_size=30, teacher=teacher)
+            options = BASE | dict(out=f"{top}/{name}", val_size=39, batch_size=30, teacher=teacher,
+                                  eval_batch=10)
             for _ in range(1 + (name == "broken")):
                 try:
                     with pytest.MonkeyPatch.context() as small:
@@ -1328,19 +1336,27 @@ def test_two_ranks_do_what_one_process_does(lab, tmp_path):
     torch.set_num_threads(threads)
     one, first, second = (torch.load(tmp_path / f"{k}.pt") for k in ("1-0", "2-0", "2-1"))
     assert first.pop("world").tolist() == [0, 2] and second.pop("world").tolist() == [1, 2]
+    shares = [first.pop("attacked"), second.pop("attacked")]
+    assert sum(shares).equal(one["attacked"]) and min(shares) > 0
     for name in first:
         assert first[name].equal(second[name]), name
         near(first[name], one[name], 1e-5)  # float32: the same sums in another order
     assert first["evaluation"].equal(one["evaluation"]) and first["evaluation"][-1] == 50
     logs = [[json.loads(line) for line in (tmp_path / k / "log.jsonl").read_text().splitlines()]
             for k in ("whole", "broken")]
-    whole, again = (I.load_tensors(tmp_path / f"{k}/last.pt") for k in ("whole", "broken"))
+    whole, other = (I.load_tensors(tmp_path / f"{k}/last.pt") for k in ("whole", "broken"))
     assert sorted(p.name for p in tmp_path.glob("stopped*")) == ["stopped0", "stopped1"]
-    for row, other in zip(*logs, strict=True):  # what the ranks had summed up is now rank 0's
-        near(*(torch.tensor([r[k] for k in list(row)[:-2]]) for r in (row, other)), 1e-6)
+    assert logs[0][0]["steps"] == 1.0  # of 361 images 360 are seen, and divided by
+    results = json.loads((tmp_path / "whole/results.json").read_text())["last"]
+    net, xy = I.load_teacher(f"{tmp_path}/whole/last.pt"), I.test_images(SMALL, 40, None)
+    again = I.evaluate(net, *xy, attacks="clean,fgsm", batch_size=10, classes=10)
+    assert [results[k] for k in ("clean", "fgsm")] == [again[k] for k in ("clean", "fgsm")]
+    assert done.stdout.count("2 x cpu") == 3  # of whole, broken and broken again, by rank 0 alone
+    for rows in zip(*logs, strict=True):  # what the ranks had summed up is now rank 0's
+        near(*(torch.tensor([r[k] for k in list(r)[:-2]]) for r in rows), 1e-6)
     for part in ("model", "critics"):
-        assert all(v.equal(again[part][k]) for k, v in whole[part].items())
-    assert whole["generators"]["attack"].equal(again["generators"]["attack"])
+        assert all(v.equal(other[part][k]) for k, v in whole[part].items())
+    assert whole["generators"]["attack"].equal(other["generators"]["attack"])
     assert not whole["generators"]["attack"][0].equal(whole["generators"]["attack"][1])
 
 def test_death_of_a_rank_is_one_line_and_costs_an_epoch_at_most(lab, tmp_path):
@@ -1391,10 +1407,13 @@ def test_ordinary_step_is_the_same_mathematics(framework):
         real(step, watched, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(I.Step, "attack", attack)
-        _, fast = two_steps(framework=framework, infoard=False)
-        _, slow = two_steps(extras.ordinary, True, framework=framework, infoard=False)
+        quick, fast = two_steps(framework=framework, infoard=False)
+        plain, slow = two_steps(extras.ordinary, True, framework=framework, infoard=False)
     near(fast, slow, 1e-4)  # float32 sums in another order, twice through a normalisation
     assert seen == [(False, False)] * 6 + [(True, True)] * 6
+    for work, flat in ((quick, False), (plain, True)):
+        for net in (work.run.student, work.run.nets["teacher"]):
+            assert net.layer1[0].weight.is_contiguous() == flat
 
 def test_effects_take_one_thing_away(tmp_path):
     found = extras.without(I.Config(compile=False).resolved())
@@ -1439,8 +1458,14 @@ def test_operations_are_counted(lab):
         net(x).sum().backward()
     first = 2 * 4 * 32 * 32 * net.conv1.weight.numel()  # the images need no gradient
     assert counter.flops == 3 * forward - first
+    with extras.Counter() as counter:
+        z = nn.Conv2d(8, 8, 3, groups=8)(torch.rand(2, 8, 6, 6, requires_grad=True))
+        passed = counter.flops
+        z.sum().backward()
+    assert passed == 2 * 2 * 8 * 4 * 4 * 9 and counter.flops == 3 * passed
 
 def test_bytes_are_counted_while_they_are_held():
+    d = torch.zeros(7, 9)
     with extras.Counter() as counter:
         a = torch.zeros(1000) + 1
         del a
@@ -1449,21 +1474,27 @@ def test_bytes_are_counted_while_they_are_held():
         assert counter.live == 2000 and counter.peak == 8000
         del b, c
         assert counter.live == 0
+        d.add_(1), d.t(), d[1:]
+        assert counter.live == 0
         torch.ones(3000)
     assert counter.peak == 12000
 
-def test_bench_measures_every_kind_of_step(tmp_path, capsys):
+def test_bench_measures_every_kind_of_step(tmp_path, monkeypatch, capsys):
     given = dict(student="tiny", teacher_arch="tiny", steps=4, batch_size=8, device="cpu")
-    extras.run_bench(rounds=1, framework="rslad,mtard", out=str(tmp_path), **given)
+    peaks = [2e10, 3e10]
+    monkeypatch.setattr(extras, "peak", lambda device, dtype: peaks[dtype != torch.float32])
+    extras.run_bench(rounds=1, framework="rslad,mtard", amp="bf16", out=str(tmp_path), **given)
     content = json.loads((tmp_path / "bench.json").read_text())
     rows, kinds = content["rows"], ["ordinary", "plain", "infoard", "schedule"]
     assert list(rows) == [f"{name}/{kind}" for name in ("rslad", "mtard") for kind in kinds]
     flops = [rows[f"rslad/{kind}"]["flops"] for kind in kinds]
     assert flops[0] == flops[1] <= flops[2] and flops[3] < flops[1]
-    for r in rows.values():
+    for name, r in rows.items():
         near(r["images_per_s"], 8000 / r["ms"])
         near(r["seconds"], torch.tensor([r["ms"] / 1000]))
-        assert 0 < r["share"] and 0 < r["mib"] < 100
+        near(r["share"], r["flops"] / r["ms"] * 1000 / peaks["ordinary" not in name])
+        assert 0 < r["mib"] < 100
+    assert rows["rslad/plain"]["faster"] == rows["rslad/ordinary"]["ms"] / rows["rslad/plain"]["ms"]
     assert rows["rslad/ordinary"]["faster"] == rows["mtard/plain"]["cost"] == 1
     told = capsys.readouterr().out
     assert extras.costs(rows) in told and content["about"]["machine"] in told and "steps: 4" in told
@@ -1538,8 +1569,9 @@ def test_cascade_attacks_only_what_is_left():
 def test_lite_is_a_set_of_options(desk, monkeypatch):
     seen = []
     monkeypatch.setitem(I.VERBS, "train", functools.wraps(I.train)(lambda **given: seen.append(given)))
-    assert I.main(["--lite"]) == I.main(["--lite", "--steps", "7", "--student", "resnet18"]) == 0
-    assert seen == [I.LITE, I.LITE | dict(steps=7, student="resnet18")]
+    assert I.main(["--lite"]) == I.main(["--steps", "7", "--lite", "--student", "resnet18"]) == 0
+    assert seen[0] == I.parse("train", I.LITE.split()) and len(seen[0]) == 5
+    assert seen[1] == seen[0] | dict(steps=7, student="resnet18")
     assert I.Config(**seen[1]).resolved().steps_lo == 1 and I.Config().steps_lo == 0
 
 # --- command line -----------------------------------------------------------------------------
@@ -1852,6 +1884,19 @@ def test_tables_of_the_readme_are_generated_from_results(folder, shown, tmp_path
     extras.run_tables(str(tmp_path / "r"))
     made = (tmp_path / "r" / "tables.md").read_text()
     assert made == kept and set(shown.split("\n\n")) <= set(made.strip().split("\n\n"))
+
+COSTS = re.findall(r"<!-- costs (\S+) -->\n\n(.*?)\n\n<!-- end -->", README, re.S)
+
+@pytest.mark.parametrize("folder, shown", COSTS, ids=[folder for folder, _ in COSTS])
+def test_costs_of_the_readme_are_generated_from_results(folder, shown):
+    content = json.loads((RESULTS.parent / folder / "bench.json").read_text())
+    assert extras.costs(content["rows"]) == shown
+
+def test_curve_of_the_readme_is_generated_from_results(tmp_path):
+    shutil.copytree(RESULTS / "lite", tmp_path / "lite")
+    kept = (tmp_path / "lite/curve.md").read_text()
+    extras.run_curve(str(tmp_path / "lite"))
+    assert (tmp_path / "lite/curve.md").read_text() == kept and kept in README
 
 def test_figures_are_drawn_again(desk):
     shutil.rmtree("done/figures")
@@ -2466,7 +2511,9 @@ COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_readme_command_is_understood(command, monkeypatch):
     """Each runs up to the point where the work would begin, with settings that Config accepts."""
-    program, *words = command.split()
+    program, *words = command.removeprefix("OMP_NUM_THREADS=1 ").split()
+    if program == "torchrun":
+        words = words[[w[:2] for w in words].index("in"):]
     if program == "bash":
         script = Path(I.__file__).with_name(words[0])
         assert subprocess.run(["bash", "-n", script]).returncode == 0
@@ -2484,4 +2531,6 @@ def test_every_readme_command_is_understood(command, monkeypatch):
 
 def test_readme_shows_every_kind_of_command_and_of_table():
     assert [folder for folder, _ in SHOWN] == ["cpu", "shapes", "namid", "mid"]
-    assert len(COMMANDS) > 10 and {c.split()[0] for c in COMMANDS} == {"bash", "python"}
+    assert [Path(folder).name for folder, _ in COSTS] == ["rslad", "all", "effects", "growth"]
+    assert len(COMMANDS) > 10 and {c.split()[0] for c in COMMANDS} == {
+        "bash", "python", "torchrun", "OMP_NUM_THREADS=1"}
