@@ -1129,6 +1129,7 @@ def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int)
 
 ASKED = dict(clean=(), pgd=("pgd_sat", "pgd_trades"), apgd=(), aa=())
 METRICS = ["clean", *ATTACKS, "apgd", "aa", "worst", "worst_class"]
+AT_END = []  # functions (run, results), for what is to be added to a finished run
 OUTSIDE = []  # attacks outside the L-infinity ball: no part of `worst`
 
 def autoattack(net: nn.Module, eps: float, seed: int, classes: int) -> Callable:
@@ -1408,8 +1409,6 @@ def same_settings(old: dict, cfg: Config) -> None:
         require(name in free or old[name] == value, f"{cfg.out} was made with --"
                 f"{name.replace('_', '-')} {old[name]}, not {value}: choose another --out")
 
-AT_END = []  # functions (run, results), for what is to be added to a finished run
-
 def train(cfg: Config | None = None, **given) -> dict:
     """The whole job: data, teacher, student, evaluation, files in cfg.out; gives results.json."""
     cfg = (cfg or Config(**given)).resolved()
@@ -1464,11 +1463,10 @@ def train(cfg: Config | None = None, **given) -> dict:
             print(*(f"{k} {v:.4g}" for k, v in row.items()), sep="  ", flush=True)
     return finish(run, out)
 
-def report(name: str, result: dict) -> None:
-    """Prints a result of evaluate, in per cent, and its warnings."""
-    found = {k: result[k] for k in METRICS if result.get(k) is not None}
-    print(f"{name}:", *(f"{k} {v:.2f}" for k, v in found.items()), sep="  ")
-    print(*(f"warning, gradients may be masked: {w}\n" for w in result["warnings"]), sep="", end="")
+def report(name: str, r: dict) -> None:
+    """Prints a result r of evaluate, in per cent, and its warnings."""
+    print(f"{name}:", *(f"{k} {r[k]:.2f}" for k in METRICS if r.get(k) is not None), sep="  ")
+    print(*(f"warning, gradients may be masked: {w}\n" for w in r["warnings"]), sep="", end="")
 
 def finish(run: Run, out: Path) -> dict:
     """The one look at the test images: last and best under all attacks, tables, figures."""
@@ -1542,9 +1540,8 @@ def all_ranks(device: str) -> Iterator[None]:
         meet()
         dist.destroy_process_group()
     except RuntimeError as error:
-        why = str(error).partition("\n")[0]
-        gone = re.search("(?i)gloo|nccl|peer|timed out", why)
-        require(not gone, f"another rank is gone: start all again with --resume ({why[:99]})")
+        gone = re.search("(?i)gloo|nccl|peer|timed out", str(error))
+        require(not gone, f"another rank is gone: start all again with --resume; {str(error)[:99]}")
         raise
 
 VERBS = dict(train=train, eval=run_eval)  # extras.py and defences.py have more
@@ -1593,7 +1590,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 if __name__ == "__main__":  # by its name: the module to which the others add
-    raise SystemExit(importlib.import_module(Path(__file__).stem).main())
+    code = importlib.import_module(Path(__file__).stem).main()
+    if "LOCAL_RANK" in os.environ:  # gloo's threads sometimes abort an orderly exit
+        _ = sys.stdout.flush(), os._exit(code)
+    raise SystemExit(code)
 for name in ("extras", "defences"):  # they enter themselves in the tables above
     if Path(__file__).with_name(f"{name}.py").exists():
         importlib.import_module(name)

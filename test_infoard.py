@@ -1318,14 +1318,19 @@ def dying_rank(top, teacher):
     options = {k: v for k, v in BASE.items() if not isinstance(v, bool)} | dict(
         teacher=teacher, out=f"{top}/died", framework="rslad")
     words = [w for k, v in options.items() for w in (f"--{k.replace('_', '-')}", str(v))]
-    raise SystemExit(I.main([*words, "--no-figures", "--no-progress", "--resume"]))
+    leave(I.main([*words, "--no-figures", "--no-progress", "--resume"]))
+
+def leave(code):
+    """As infoard.py itself leaves under torchrun."""
+    sys.stdout.flush()
+    os._exit(code)
 
 def torchrun(call, *options):
     """Two processes that each make a call of a function of this file."""
     where = str(Path(I.__file__).parent)
     env = os.environ | dict(PYTHONPATH=where, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-               *options, "--no-python", sys.executable, "-c", f"import test_infoard as t; t.{call}"]
+               *options, "--no-python", sys.executable, "-c", f"import test_infoard as t; t.leave(t.{call} or 0)"]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
 
 def test_two_ranks_do_what_one_process_does(lab, tmp_path):
