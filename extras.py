@@ -147,10 +147,10 @@ def figure_curve(figure, rows: list[tuple]) -> None:
     """Accuracy, its mean and standard deviation over seeds, against the time of a step."""
     figure.set_size_inches(6.5, 2.4)
     for i, (ax, what) in enumerate(zip(figure.subplots(1, 2), ("clean", "worst"), strict=True)):
-        for place, (ms, name, *values) in enumerate(rows):
+        for ms, name, *values in rows:
             mean, half = np.mean(values[i]), np.std(values[i], ddof=1) if values[i][1:] else 0
             ax.errorbar(ms, mean, half, fmt="o", ms=3, color="C0")
-            ax.annotate(name, (ms, mean), xytext=(3, (4, -8)[place % 2]),
+            ax.annotate(name, (ms, mean), xytext=(2, 2), rotation=50,
                         textcoords="offset points", fontsize=6)
         ax.set(xlabel="ms per step", ylabel=f"{what} accuracy (%)")
 
