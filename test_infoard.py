@@ -1288,6 +1288,8 @@ def work_of_a_rank(top, teacher):
         found["attacked"] = torch.tensor([sum(seen)])
         found["evaluation"] = torch.tensor([result[k] or 0.0 for k in (*I.METRICS, "n")])
         torch.save(found, f"{top}/{ranks}-{rank}.pt")
+        patch.setattr(I, "AT_END", [lambda run, _: torch.save(
+            run.evaluated.state_dict(), f"{top}/net{rank}.pt")])
         for name in ("whole", "broken") if ranks > 1 else ():
             def step(self, name=name):
                 real_step(self)
@@ -1351,6 +1353,8 @@ def test_two_ranks_do_what_one_process_does(lab, tmp_path):
             for k in ("whole", "broken")]
     whole, other = (I.load_tensors(tmp_path / f"{k}/last.pt") for k in ("whole", "broken"))
     assert sorted(p.name for p in tmp_path.glob("stopped*")) == ["stopped0", "stopped1"]
+    nets = [torch.load(tmp_path / f"net{rank}.pt") for rank in (0, 1)]
+    assert all(v.equal(nets[1][k]) for k, v in nets[0].items())  # batch norm's buffers, too
     assert logs[0][0]["steps"] == 1.0  # of 361 images 360 are seen, and divided by
     results = json.loads((tmp_path / "whole/results.json").read_text())["last"]
     net, xy = I.load_teacher(f"{tmp_path}/whole/last.pt"), I.test_images(SMALL, 40, None)
