@@ -11,11 +11,13 @@ end of this file fills them): a framework of yours enters in the same way.
 
 [NAMID] Zhou et al., ICML 2022     [MID] Meta Invariance Defense, 2404.03340     [CPC] 1807.03748
 [MI-FGSM] 1710.06081   [BIM] 1607.02533   [Spatial] 1712.02779   [SSIM] Wang et al., TIP 2004
+[CIFAR-C] common corruptions, 1903.12261
 """
 import json
 import math
 from collections import OrderedDict
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,49 @@ def spatial(model: nn.Module, x: Tensor, y: Tensor, *, tries: int = 10,
         least = torch.minimum(lead, least)
     return worst
 
+# name: how strong in CIFAR-10-C, severities 1 to 5 [CIFAR-C]; blur: sigma in pixels, jpeg: quality
+SEVERITIES = dict(noise=(0.04, 0.06, 0.08, 0.09, 0.1), shot=(500, 250, 100, 75, 50),
+                  impulse=(0.01, 0.02, 0.03, 0.05, 0.07), blur=(0.4, 0.6, 0.7, 0.8, 1.0),
+                  bright=(0.05, 0.1, 0.15, 0.2, 0.3), contrast=(0.75, 0.5, 0.4, 0.3, 0.15),
+                  pixelate=(0.95, 0.9, 0.85, 0.75, 0.65), jpeg=(80, 65, 58, 50, 40))
+
+def corrupted(x: Tensor, kind: str, c: float, g: torch.Generator | None = None) -> Tensor:
+    """x [B,3,H,W] with one of CIFAR-10-C's corruptions (not its weather, nor those that need images
+    of their own) of strength c, in [0,1]."""
+    from PIL import Image
+    from torchvision.transforms.functional import gaussian_blur, to_pil_image, to_tensor
+    def normal():
+        return torch.randn(x.shape, generator=g, device=x.device)
+    def salted():
+        u = torch.rand(x.shape, generator=g, device=x.device)
+        return torch.where(u < c, (u < c / 2).float(), x)  # half of these white, half black
+    def brighter():
+        value = x.amax(1, keepdim=True)  # of HSV
+        return x * ((value + c).clamp(max=1) / value.clamp(min=1e-6)) + c * (value == 0)
+    def coarser():
+        small = F.adaptive_avg_pool2d(x, [int(c * side) for side in x.shape[2:]])
+        return F.adaptive_avg_pool2d(small, x.shape[2:])
+    def through_jpeg(image):
+        to_pil_image(image).save(file := BytesIO(), "JPEG", quality=c)
+        return to_tensor(Image.open(file))
+    mean = x.mean((2, 3), keepdim=True)
+    kinds = dict(noise=lambda: x + c * normal(), shot=lambda: torch.poisson(x * c, g) / c,
+                 impulse=salted, blur=lambda: gaussian_blur(x, [9, 9], [c, c]), bright=brighter,
+                 contrast=lambda: mean + c * (x - mean), pixelate=coarser,
+                 jpeg=lambda: torch.stack([through_jpeg(v) for v in x.float().cpu()]).to(x))
+    return I.lookup(kinds, kind, "corruption")().clamp(0, 1)
+
+def common(model: nn.Module, x: Tensor, y: Tensor, *, kinds=tuple(SEVERITIES),
+           generator: torch.Generator | None = None, **_) -> Tensor:
+    """Each image with a corruption drawn from kinds, of a severity drawn from 1 to 5: over many
+    images, the mean over all. It does not look at the model."""
+    drawn = torch.randint(0, 5 * len(kinds), (len(x),), generator=generator, device=x.device)
+    x_new = x.clone()
+    for i in drawn.unique().tolist():
+        kind, rows = kinds[i // 5], drawn == i
+        x_new[rows] = corrupted(x[rows], kind, SEVERITIES[kind][i % 5], generator)
+    return x_new
+
 def cascade(*attacks):
     """One attack of several: each only on the samples that those before it have left right."""
     def attack(net, x, y, **options):
@@ -66,7 +111,8 @@ ATTACKS = dict(  # objective, step in units of the radius, steps; for --pool and
     pgd_t=I.recipe(target_objective, 1 / 4, 20),
     pgd_l2=I.recipe(I.ce_objective, 1 / 8, 20, "l2"),
     pgd_l2_t=I.recipe(target_objective, 1 / 8, 20, "l2"),
-    pgd5_cw=cascade(*[I.ATTACKS["pgd_sat"]] * 5, I.ATTACKS["cw"]), spatial=spatial)
+    pgd5_cw=cascade(*[I.ATTACKS["pgd_sat"]] * 5, I.ATTACKS["cw"]), spatial=spatial,
+    corrupt=common, **{kind: partial(common, kinds=[kind]) for kind in SEVERITIES})
 
 # ==== 2. Natural and adversarial information ======================================================
 # f_ii - log mean_{j != i} exp f_ij, and what infonce and js_divergence are the means of
@@ -363,8 +409,8 @@ MID = dict(infoard=False, twin="_ae", teacher_framework="autoencoder")
 I.PRESETS |= dict(estimators=dict(infoard=False), autoencoder=dict(infoard=False, twin="_ae"),
                   namid=NAMID, namid_trades=NAMID, mid=MID, mid_transfer=MID)
 I.ATTACKS |= ATTACKS
-I.OUTSIDE += ["pgd_l2", "pgd_l2_t", "spatial"]
+I.OUTSIDE += ["pgd_l2", "pgd_l2_t", "spatial", "corrupt", *SEVERITIES]
 I.METRICS[5:5] = ["bim", "mifgsm", "mifgsm_t", "pgd_t", "pgd5_cw"]
-I.METRICS += ["pgd_l2", "pgd_l2_t", "spatial", "psnr", "psnr_adv", "ssim", "ssim_adv"]
+I.METRICS += [*I.OUTSIDE, "psnr", "psnr_adv", "ssim", "ssim_adv"]
 I.WRAPPERS["_ae"] = Autoencoder
 I.VERBS["mi"] = run_mi

@@ -1,6 +1,8 @@
 """Around finished runs and around the step: tables, pictures, export, speed.
 
     python infoard.py tables DIR      the seeds of all runs below a folder, as Markdown and LaTeX
+    python infoard.py compare DIR     what each of them gains on the plain one, with intervals
+    python infoard.py attention DIR   where they look, clean and attacked, beside their teachers
     python infoard.py figures DIR     a finished run as PNG and PDF
     python infoard.py export CKPT     plain weights, safetensors, ONNX
     python infoard.py bench           what a training step costs, beside one of the ordinary kind
@@ -15,6 +17,7 @@ infoard.py does without this file; it is here that its results are shown and its
 import contextlib
 import copy
 import json
+import math
 import platform
 import re
 import statistics
@@ -70,17 +73,26 @@ def latex(lines: list[list[str]]) -> str:
     columns = "l" + "r" * (len(lines[0]) - 1)
     return f"\\begin{{tabular}}{{{columns}}} \\toprule\n{text} \\\\\n\\bottomrule \\end{{tabular}}"
 
+def finished(folder: str) -> dict[str, dict[str, Path]]:
+    """{cell: {seed: folder of the run}} of all finished runs below a folder, plain ones first."""
+    files, cells = Path(folder).rglob("results.json"), {}
+    for file in sorted(files, key=lambda f: (f.parts[:-3], f.parts[-3:-2] != ("plain",), f)):
+        run = str(file.parent.relative_to(folder))
+        cells.setdefault(re.sub(r"/s\d+$", "", run), {})[file.parent.name] = file.parent
+    I.require(cells, f"no finished runs (results.json) below {folder}")
+    return cells
+
+def read(cells: dict[str, dict[str, Path]], name: str = "results.json") -> dict:
+    """The same cells with that file of each run."""
+    return {cell: {seed: json.loads((run / name).read_text()) for seed, run in runs.items()}
+            for cell, runs in cells.items()}
+
 def run_tables(folder: str) -> None:
     """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
-    files = sorted(Path(folder).rglob("results.json"),
-                   key=lambda f: (f.parts[:-3], f.parts[-3:-2] != ("plain",), f))
-    runs = {str(f.parent.relative_to(folder)): json.loads(f.read_text()) for f in files}
-    I.require(runs, f"no finished runs (results.json) below {folder}")
-    cells = {}
-    for run, results in runs.items():
-        cells.setdefault(re.sub(r"/s\d+$", "", run), {})[Path(run).name] = results
+    cells = read(finished(folder))
     tables = [t for which in ("best", "last", "transfer") if (t := table(cells, which))[1:]]
-    warnings = [f"warning, gradients may be masked: {run}: {w}" for run, results in runs.items()
+    warnings = [f"warning, gradients may be masked: {cell}{f'/{seed}' * (seed[1:].isdigit())}: {w}"
+                for cell, runs in cells.items() for seed, results in runs.items()
                 for w in results.get("best", {}).get("warnings", ())]
     content = dict(
         md="\n\n".join([*map(markdown, tables), *["\n".join(warnings)] * bool(warnings)]),
@@ -89,6 +101,42 @@ def run_tables(folder: str) -> None:
     for kind, text in content.items():
         I.save(Path(folder, f"tables.{kind}"), f"{text}\n".encode())
     print(f"{content['md']}\n\nin {folder}: tables.md, tables.tex, tables.jsonl")
+
+T975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)  # 1 to 10 degrees of freedom
+
+def difference(values: list[float]) -> tuple[float, float]:
+    """The mean of paired differences and half the width of its 95% interval (Student's t, over
+    seeds; nan for one)."""
+    n = len(values)
+    quantile = [math.nan, *T975][n - 1] if n <= 11 else 1.96 + 2.8 / (n - 1)  # to 0.02 above 10
+    return float(np.mean(values)), quantile * float(np.std(values, ddof=n > 1)) / math.sqrt(n)
+
+def gains(results: dict, which: str) -> tuple[dict[str, dict], list[list[str]]]:
+    """{cell: {metric: difference to the cell named plain beside it}}, and the same as a table."""
+    rows, ends = {}, {}
+    for cell, runs in results.items():
+        plain = results.get(re.sub(r"[^/]+$", "plain", cell), {})
+        pairs = [(plain[s][which], r[which]) for s, r in runs.items() if s in plain]
+        if pairs and runs is not plain:
+            rows[cell] = {k: difference([b[k] - a[k] for a, b in pairs]) for k in I.METRICS
+                          if all(None not in (a.get(k), b.get(k)) for a, b in pairs)}
+            ends[cell] = ["/".join(sorted({str(b["n"]) for _, b in pairs})), str(len(pairs))]
+    used = [k for k in I.METRICS if any(k in row for row in rows.values())]
+    lines = [[cell, *("{:+.2f} ± {:.2f}".format(*row[k]) if k in row else "-" for k in used),
+              *ends[cell]] for cell, row in rows.items()]
+    return rows, [[f"gain of {which} (points)", *used, "n", "seeds"], *lines]
+
+def run_compare(folder: str) -> None:
+    """What each cell below a folder gains on the one named plain beside it: differences paired by
+    seed, in points, with 95% intervals over seeds; as tables and figures."""
+    results = read(finished(folder))
+    found = {which: gains(results, which) for which in ("best", "last")}
+    I.require(found["best"][0], f"no cell below {folder} with a seed that its plain one has too")
+    text = "\n\n".join(markdown(lines) for _, lines in found.values())
+    I.save(Path(folder, "compare.md"), f"{text}\n".encode())
+    print(text)
+    draw(Path(folder, "figures"), **{f"gains_{which}": partial(figure_gains, rows=rows)
+                                     for which, (rows, _) in found.items()})
 
 # ==== 2. Pictures =================================================================================
 def sheet(run: I.Run, x: Tensor, y: Tensor, rows: int = 5) -> dict:
@@ -154,6 +202,16 @@ def figure_curve(figure, rows: list[tuple]) -> None:
                         textcoords="offset points", fontsize=6)
         ax.set(xlabel="ms per step", ylabel=f"{what} accuracy (%)")
 
+def figure_gains(figure, rows: dict[str, dict[str, tuple[float, float]]]) -> None:
+    """What each cell gains on plain, with 95% intervals over seeds."""
+    figure.set_size_inches(6.5, 0.6 + 0.19 * len(rows))
+    places = -np.arange(len(rows))
+    for ax, what in zip(figure.subplots(1, 2, sharey=True), ("worst", "clean"), strict=True):
+        mean, half = np.array([row[what] for row in rows.values()]).T
+        ax.errorbar(mean, places, xerr=half, fmt="o", ms=3, lw=1, color="C0")
+        ax.axvline(0, color="0.3", lw=0.8)
+        ax.set(yticks=places, yticklabels=rows, xlabel=f"gain in {what} accuracy (points)")
+
 STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
          "grid.alpha": 0.25, "legend.frameon": False, "savefig.dpi": 200, "pdf.fonttype": 42}
 
@@ -194,6 +252,53 @@ def illustrate(run: I.Run, results: dict) -> None:
     I.save(out / "sheet.pt", sheet(run, *few))
     if run.rank == 0:
         run_figures(out)
+
+def alike(net: nn.Module, teacher: nn.Module, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
+    """Cosines [N] of centred attention maps, their mean over the stages that InfoARD compares."""
+    info = I.InfoARD(net, teacher, image_shape=x.shape[1:], mim="infonce")
+    stages = [pair for pair in info.pairs if pair[0] != "penultimate"]
+    seen = {}
+    for name, who, taps, images in (
+            ("S(x)", net, info.student_taps, x), ("S(x')", net, info.student_taps, x_adv),
+            ("T(x)", teacher, info.teacher_taps, x), ("T(x')", teacher, info.teacher_taps, x_adv)):
+        I.predict(who, images)
+        maps = taps.take()
+        seen[name] = [maps[pair[name[0] == "T"]] for pair in stages]
+    info.student_taps.close(), info.teacher_taps.close()
+    def cosines(a, b, shift=0):
+        scores = [I.attention_scores(s, t.roll(shift, 0), 1.0).diag()
+                  for s, t in zip(seen[a], seen[b], strict=True)]
+        return torch.stack(scores).mean(0)
+    pairs = [("S(x)", "S(x')"), ("S(x)", "T(x)"), ("S(x')", "T(x)"), ("S(x')", "T(x')")]
+    return {f"{a}, {b}": cosines(a, b) for a, b in pairs} | {
+        "S(x), T(another)": cosines("S(x)", "T(x)", 1)}
+
+def run_attention(folder: str, **given) -> None:
+    """How alike attention maps are, clean and under PGD-20 on the student, of student and teacher,
+    for each run below a folder; --teacher: in the place of the one that a run names."""
+    cells, lines = finished(folder), []
+    for cell, runs in cells.items():
+        found = []
+        for run in runs.values():
+            cfg = I.Config(**I.settings(str(run / "best.pt"), given))
+            device = I.pick_device(cfg.device)
+            data = I.load_dataset(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
+            made = json.loads((run / "config.json").read_text())["settings"]
+            net, teacher = (I.load_teacher(path, None, len(data.classes), device=device,
+                                           size=data.x_test.shape[-1], norm=cfg.teacher_norm)
+                            for path in (str(run / "best.pt"), cfg.teacher or made["teacher"]))
+            x, y = I.test_images(data, cfg.eval_subset, device)
+            attack, parts = I.repeatable(I.ATTACKS["pgd_sat"], device, eps=cfg.eps), []
+            for x_b, y_b in zip(x.split(256), y.split(256), strict=True):
+                x_b = I.to_float(x_b, device)
+                with I.frozen_eval(net):
+                    x_adv = attack(net, x_b, y_b.to(device))
+                parts.append(alike(net, teacher, x_b, x_adv))
+            found.append({k: torch.cat([p[k] for p in parts]).mean().item() for k in parts[0]})
+        lines.append([cell, *(spread([f[k] for f in found]) for k in found[0]), str(len(found))])
+    text = markdown([["cosine", *found[0], "seeds"], *lines])
+    I.save(Path(folder, "attention.md"), f"{text}\n".encode())
+    print(text)
 
 # ==== 3. Export ===================================================================================
 def run_export(path: str) -> None:
@@ -432,6 +537,7 @@ def run_curve(folder: str) -> None:
     draw(Path(folder, "figures"), curve=partial(figure_curve, rows=rows))
 
 # ==== Entries in the tables of infoard.py =========================================================
-I.VERBS |= dict(tables=run_tables, figures=run_figures, export=run_export, bench=run_bench,
-                effects=run_effects, growth=run_growth, curve=run_curve)
+I.VERBS |= dict(tables=run_tables, compare=run_compare, attention=run_attention,
+                figures=run_figures, export=run_export, bench=run_bench, effects=run_effects,
+                growth=run_growth, curve=run_curve)
 I.AT_END.append(illustrate)

@@ -1772,6 +1772,51 @@ def test_a_report_warns_of_masked_gradients(tmp_path, capsys):
     extras.run_tables(str(tmp_path))
     assert re.findall("warning, gradients may be masked: (.*)", capsys.readouterr().out) == ["b: w"]
 
+@given(ints(2, 30), seeds, st.floats(-5, 5))
+def test_intervals_of_differences_are_students(n, seed, shift):
+    from scipy import stats
+    values = (shift + rand(n, seed=seed)).tolist()
+    mean, half = extras.difference(values)
+    low, high = stats.t.interval(0.95, n - 1, np.mean(values), stats.sem(values))
+    near(mean, (low + high) / 2)
+    near(half, (high - low) / 2, 0.02 * (high - low) / 2 + 1e-9)  # quantiles of three digits
+
+def test_gains_are_paired_by_seed(tmp_path, capsys):
+    write_results(tmp_path, {
+        "T2/plain/s0": 20.0, "T2/plain/s1": 30.0, "T2/plain/s2": 25.0, "T2/one/s1": 33.0,
+        "T2/asa/s0": 21.0, "T2/asa/s1": 32.0, "T2/asa/s2": 28.0, "T2/asa/s3": 99.0, "T1/at/x/s0": 1.0})
+    extras.run_compare(str(tmp_path))
+    best, last = (tmp_path / "compare.md").read_text().split("\n\n")
+    assert best in capsys.readouterr().out
+    rows = {c[0]: c[1:] for line in best.splitlines() if (c := [v.strip() for v in line.strip("| ").split("|")])}
+    assert list(rows)[2:] == ["T2/asa", "T2/one"] and rows["gain of best (points)"][-2:] == ["n", "seeds"]
+    # +1, +2, +3: mean 2, sd 1, 4.30/sqrt(3) times that; a seed without a partner does not count
+    assert rows["T2/asa"] == ["+0.00 ± 0.00", "+2.00 ± 2.48", "500", "3"]
+    assert rows["T2/one"] == ["+0.00 ± nan", "+3.00 ± nan", "500", "1"] and "+3.00 ± 3.72" in last
+    for name in ("gains_best", "gains_last"):
+        assert np.array(Image.open(tmp_path / f"figures/{name}.png").convert("L")).std() > 5
+
+def test_comparing_needs_a_plain_partner(tmp_path, capsys):
+    write_results(tmp_path, {"a/plain/s0": 1.0, "a/infoard/s1": 1.0})
+    assert I.main(["compare", str(tmp_path)]) == 2
+    assert "no cell below" in capsys.readouterr().err
+
+def test_attention_of_a_net_beside_itself_and_under_no_attack():
+    net, x = I.tiny().eval(), rand(6, 3, 32, 32).float()
+    hooks = sum(len(m._forward_hooks) for m in net.modules())
+    same = extras.alike(net, net, x, x)
+    for name, cosines in same.items():
+        assert cosines.shape == (6,) and (cosines <= 1 + 1e-5).all()
+        assert (cosines > 1 - 1e-5).all() == ("another" not in name)
+    other = extras.alike(net, I.build_model("tiny_wide"), x, rand(6, 3, 32, 32, seed=1).float())
+    assert len(set(torch.stack(list(other.values())).mean(1).tolist())) == 5  # all pairs differ
+    assert sum(len(m._forward_hooks) for m in net.modules()) == hooks  # taps are closed again
+
+def test_attention_of_finished_runs(desk, capsys):
+    assert I.main("attention . --eval-subset 20 --device cpu".split()) == 0
+    out = capsys.readouterr().out
+    assert "| done" in out and "S(x'), T(x)" in out and out.strip() == Path("attention.md").read_text().strip()
+
 @pytest.mark.parametrize("names", [[""], ["x_1/only_best"], ["a/plain", "a/infoard"]])
 def test_tables_of_few_runs_are_plain(names, tmp_path, capsys):
     for name in names:
@@ -1950,10 +1995,11 @@ def test_named_attacks_keep_their_ball_and_their_limit_of_steps(name, problem, m
     hook.remove()
     assert torch.equal(x, before) and 0 <= x_adv.min() <= x_adv.max() <= 1
     radius = (x_adv - x).flatten(1).norm(2 if "l2" in name else torch.inf, dim=1)
+    free = name == "spatial" or "corrupt" in I.OUTSIDE and name in ("corrupt", *D.SEVERITIES)
     # float32 rounds a sum of 108 squares by less than 1e-5
-    assert name == "spatial" or (radius <= (0.3 if "l2" in name else R) + 1e-5).all()
+    assert free or (radius <= (0.3 if "l2" in name else R) + 1e-5).all()
     limit = 6 * (most or 0) + 6 if name == "pgd5_cw" else most  # six attacks, six looks at x'
-    assert name == "spatial" or not most or len(passes) <= limit
+    assert free or not most or len(passes) <= limit
 
 @given(ints(1, 4), seeds, st.floats(0.01, 2), ints(1, 6))
 def test_l2_attack_of_a_linear_objective_goes_straight_to_the_sphere(b, seed, eps, steps):
@@ -2001,6 +2047,54 @@ def test_spatial_keeps_the_worst_view():
     leads = torch.stack([I.margin(I.predict(net, v), y) for v in views])
     assert torch.equal(views[0], x) and (leads.diff(dim=0) <= 0).all() and (leads[2] < leads[0]).any()
     near(D.spatial(net, x, y, generator=rng(1)), views[2], 0.0)
+
+CLOSED = dict(  # what a corruption of strength c makes of an image of one colour (0.4, 0.2, 0)
+    bright=lambda x, c: x * (0.4 + c) / 0.4, contrast=lambda x, c: x, pixelate=lambda x, c: x,
+    blur=lambda x, c: x)
+
+@each("kind", CLOSED)
+@given(ints(0, 4), ints(5, 12))
+def test_corruptions_of_one_colour_are_known(kind, level, size):
+    x, c = torch.tensor([0.4, 0.2, 0.0]).view(1, 3, 1, 1).expand(2, 3, size, size), D.SEVERITIES[kind][level]
+    near(D.corrupted(x, kind, c), CLOSED[kind](x, c).clamp(0, 1), 1e-6)
+
+def test_noises_have_the_moments_of_their_strength():
+    x, g = torch.full((64, 3, 32, 32), 0.5), rng()  # 196,608 draws: standard errors below 0.4%
+    for level in range(5):
+        noise, shot, salted = (D.corrupted(x, k, D.SEVERITIES[k][level], g)
+                               for k in ("noise", "shot", "impulse"))
+        near(noise.std() / D.SEVERITIES["noise"][level], 1, 0.01)
+        near(shot.var() * D.SEVERITIES["shot"][level] / 0.5, 1, 0.02)  # Poisson: variance = mean
+        c = D.SEVERITIES["impulse"][level]
+        for value, share in ((0.0, c / 2), (1.0, c / 2), (0.5, 1 - c)):
+            near((salted == value).double().mean(), share, 0.002)
+
+def test_blur_jpeg_and_pixels_are_those_of_pillow():
+    from torchvision.transforms.functional import to_pil_image, to_tensor
+    x = F.interpolate(rand(2, 3, 8, 8).float(), (32, 32), mode="bilinear")
+    x = (255 * x).round() / 255
+    losses = [(D.corrupted(x, "jpeg", c) - x).square().mean() for c in (95, *D.SEVERITIES["jpeg"])]
+    assert losses[0] > 0 and all(a < b for a, b in zip(losses, losses[1:], strict=False))
+    small = torch.stack([to_tensor(to_pil_image(image).resize((16, 16), Image.BOX)) for image in x])
+    near(F.interpolate(small, (32, 32)), D.corrupted(x, "pixelate", 0.5), 1.001 / 255)  # 8 bits
+    point = torch.zeros(1, 3, 9, 9)
+    point[:, :, 4, 4] = 1
+    row = D.corrupted(point, "blur", 0.8)[0, 0, 4]
+    near(row / row[4], torch.exp(-(torch.arange(9) - 4.0) ** 2 / (2 * 0.8 ** 2)), 1e-5)
+
+@given(ints(1, 60), seeds)
+@settings(max_examples=10)
+def test_common_corruptions_are_drawn_anew_for_each_image(b, seed):
+    x = rand(b, 3, 8, 8, seed=seed).float()
+    one, same, other = (D.common(None, x, None, generator=rng(s)) for s in (seed, seed, seed + 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(D.common(None, x, None, kinds=["contrast"], generator=rng(seed)).isnan().any(),
+                       torch.tensor(False))
+    levels = {D.SEVERITIES["contrast"].index(c) for image, new in zip(
+        x, D.common(None, x, None, kinds=["contrast"], generator=rng(seed)), strict=True)
+        for c in D.SEVERITIES["contrast"]
+        if torch.allclose(D.corrupted(image[None], "contrast", c)[0], new, atol=1e-6)}
+    assert len(levels) > 1 or b < 8  # five severities: all equal in 8 draws once in 78,125
 
 # bounds per sample
 
