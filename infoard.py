@@ -191,11 +191,11 @@ class Config:
     infoard: bool = opt(True, "add InfoARD to the base framework")
     asa: str = opt("teacher", "signal, control or off", "teacher student gap uniform shuffled off")
     lam_lo: float = opt(1.0, "eps_i of the weakest instance, in units of eps", low=0)
-    lam_hi: float = opt(1.5, "eps_i of the strongest instance, in units of eps", low=0)
+    lam_hi: float = opt(2.0, "eps_i of the strongest instance, in units of eps", low=0)
     steps_lo: int = opt(0, "attack steps of the weakest instance; 0: all take --steps", low=0)
-    mim: str = opt("infonce", "bound of the information terms", "infonce dv nwj jsd vid off")
+    mim: str = opt("infonce", "bound of information terms", "infonce dv nwj jsd vid unpaired off")
     w_feat: float = opt(0.1, "weight of feature information", low=0)
-    w_att: float = opt(0.05, "weight of attention information", low=0)
+    w_att: float = opt(0.0, "weight of attention information", low=0)
     w_rel: float = opt(0.0, "weight of the relation term", low=0)
     critic_dim: int = opt(128, "width of the critics", low=1)
     tau: float = opt(0.2, "temperature of the scores", low=1e-6)
@@ -376,7 +376,7 @@ ATTACKS = dict(  # name: attack(net, x, y); at 8/255, 1/4 is 2/255
 
 # u_i = rank(signal_i)/(B-1),  lam_i = lam_lo + (lam_hi - lam_lo) u_i,                        [ours]
 # eps_i = eps (1 + ramp (lam_i - 1)), alpha_i = alpha eps_i/eps, K_i = round(K_lo + (K - K_lo) u_i)
-def instance_strength(signal: Tensor, *, threat: Threat, lam: tuple[float, float] = (1.0, 1.5),
+def instance_strength(signal: Tensor, *, threat: Threat, lam: tuple[float, float] = (1.0, 2.0),
                       ramp: float = 1.0, steps_lo: int = 0, uniform: bool = False) -> Threat:
     """ASA: a radius, a step size and, if asked for, a number of steps for each instance of a batch.
     signal [B]: larger = attacked harder. threat: base eps and alpha, the most steps. steps_lo > 0:
@@ -433,7 +433,8 @@ def variational_bound(scores: Tensor, entropy: float = 0.0) -> Tensor:
     """Barber-Agakov: needs no negatives but a normalised q; H(Y) is a constant when Y is fixed."""
     return entropy + scores.diag().mean()
 
-BOUNDS = dict(infonce=infonce, dv=donsker_varadhan, nwj=nwj, jsd=jsd, vid=variational_bound)
+BOUNDS = dict(infonce=infonce, dv=donsker_varadhan, nwj=nwj, jsd=jsd, vid=variational_bound,
+              unpaired=lambda scores: infonce(scores.roll(1, 1)))  # a control: no i with its own
 
 def pooled(f: Tensor) -> Tensor:
     """A feature map [B,C,H,W] as its spatial mean [B,C]; a vector as it is."""
@@ -524,8 +525,8 @@ class InfoARD(nn.Module):
     (last three stages, penultimate) and attention maps of S(x') with T(x), a mean over taps; R: the
     relation_loss of the deepest, over all ranks. Not alone: cosines leave logits' scale free."""
     def __init__(self, student: nn.Module, teacher: nn.Module, *, image_shape=(3, 32, 32),
-                 asa: str = "teacher", lam: tuple[float, float] = (1.0, 1.5), mim: str = "infonce",
-                 w_feat: float = 0.1, w_att: float = 0.05, w_rel: float = 0.0, dim: int = 128,
+                 asa: str = "teacher", lam: tuple[float, float] = (1.0, 2.0), mim: str = "infonce",
+                 w_feat: float = 0.1, w_att: float = 0.0, w_rel: float = 0.0, dim: int = 128,
                  tau: float = 0.2):
         super().__init__()
         x = torch.zeros(2, *image_shape, device=next(student.parameters()).device)
@@ -1342,7 +1343,6 @@ class Run:
         save(out / "last.pt", self.state())
         save(out / "log.jsonl", "".join(json.dumps(r) + "\n" for r in at["history"]).encode())
         return row
-
     def look(self, out: Path, caught: list[int]) -> None:
         """The log point, where the device is waited for: stops if the loss is not finite and, with
         all saved, if any rank has caught a signal."""

@@ -6,6 +6,8 @@
 #                                   SCALE: smoke (minutes), cpu (two cores, hours), gpu (one
 #                                   GPU), paper (published settings); more options go to every run
 # bash reproduce.sh cells SCALE     the same runs as lines of options, to choose from
+# bash reproduce.sh evidence        set up, then the runs of results/evidence: teachers, parts of InfoARD
+#                                   and their controls, every framework; two cores, 9 hours
 # bash reproduce.sh lite            set up, then accuracy against time of steps and their schedules:
 #                                   two cores, 2 hours; more options go to every run
 set -euo pipefail
@@ -52,10 +54,10 @@ uniform   --mim off --asa uniform
 shuffled  --mim off --asa shuffled
 student   --mim off --asa student
 steps     --mim off --steps-lo 1
-features  --asa off --w-att 0
-attention --asa off --w-feat 0
+features  --asa off
+attention --asa off --w-feat 0 --w-att 0.05
 relation  --asa off --mim off --w-rel 1
-mim       --asa off"
+mim       --asa off --w-att 0.05"
 
 # NAMID on AT and on TRADES; eq5: estimators as the paper trains them; paper: its alpha at once, too
 T4="
@@ -168,6 +170,56 @@ tables() {  # [options for every run]
     return $failed
 }
 
+# What InfoARD adds, by which part and with which teacher: the protocol of results/evidence
+TEACHERS="
+teachers/strong  --student wrn_10_2 --framework trades --epochs 20
+teachers/at      --student wrn_10_2 --framework at --epochs 20
+teachers/natural --student wrn_10_2 --framework natural --epochs 5
+teachers/weak    --student wrn_10_2 --framework trades --epochs 2
+teachers/self    --student tiny --framework trades --epochs 6"
+
+PARTS="
+T2/plain     --no-infoard
+T2/infoard
+T2/asa       --mim off
+T2/uniform   --mim off --asa uniform
+T2/features  --asa off
+T2/reversed  --mim off --lam-lo 2 --lam-hi 1
+T2/shuffled  --mim off --asa shuffled
+T2/unpaired  --asa off --mim unpaired
+T2/matching  --asa off --mim vid
+T2/attention --asa off --w-feat 0 --w-att 0.05
+T2/relation  --asa off --mim off --w-rel 0.1
+T2/steps     --steps-lo 1
+T2/longer    --no-infoard --epochs 6"
+
+evidence() {  # [options for every run]
+    local dir=runs/evidence seeds=77 teacher framework options failed=0
+    local all="--image-size 16 --steps 5 --no-figures --no-progress" nets=$dir/teachers
+    local common="$all --no-infoard --attacks clean,pgd,apgd --eval-subset 2000"
+    grid "$TEACHERS" "$@"
+    common="$all --student tiny --epochs 5 --lr 0.4 --val-size 5000 --eval-subset 0
+            --teacher $nets/strong/s77/best.pt --teacher-nat $nets/natural/s77/best.pt
+            --attacks clean,fgsm,pgd,cw,apgd,pgd_l2,corrupt"
+    seeds="0 1 2 3 4"
+    grid "$PARTS" "$@" || failed=1
+    options=$(while read -r framework _; do  # rslad is T2's
+        [[ $framework =~ ^(|rslad)$ ]] && continue
+        echo "T1/$framework/plain --framework $framework --no-infoard"
+        echo "T1/$framework/infoard --framework $framework"
+    done <<< "$PAPERS")
+    seeds="0 1 2"
+    grid "$options" "$@" || failed=1
+    options=$(for teacher in at weak self; do
+        echo "teacher/$teacher/plain --no-infoard --teacher $nets/$teacher/s77/best.pt"
+        echo "teacher/$teacher/infoard --teacher $nets/$teacher/s77/best.pt"
+    done)
+    grid "$options" "$@" || failed=1
+    $PY infoard.py compare $dir
+    $PY infoard.py attention $dir/T2 --eval-subset 2000
+    return $failed
+}
+
 # what accuracy costs what time: attack steps, 1 to so many by rank, full and half precision
 LITE="
 k1      --steps 1 --step-size 8/255
@@ -183,21 +235,29 @@ plain5      --steps 5 --no-infoard
 plain5fp32  --steps 5 --no-infoard --amp off
 plain10     --steps 10 --no-infoard"
 
-lite() {  # [options for every run]
-    local dir=runs/lite name options seed pid failed=0
-    local common="--subset 10000 --no-figures --no-progress"
-    local teacher="--out $dir/teacher --student tiny_wide --framework trades --epochs 20 --steps 5"
+grid() {  # LINES [options for every run]: the runs NAME OPTIONS of $dir, two at once, seed by seed
+    local lines=$1 name options seed pid half more="" failed=0; shift
+    [ $# = 0 ] || more=$(printf '%q ' "$@")
     set -m
     trap 'for pid in $(jobs -p); do kill -- -$pid; done; wait; exit 130' INT TERM
-    echo "$common $teacher --attacks clean,pgd $(printf '%q ' "$@")" | train
-    common="$common --teacher $dir/teacher/best.pt --student tiny --epochs 10 --eval-subset 2000"
-    for seed in 0 1 2; do
-        while read -r name options; do
-            echo "$common $options --seed $seed --out $dir/$name/s$seed" "$(printf '%q ' "$@")"
-        done <<< "${LITE#?}" | OMP_NUM_THREADS=1 train &
-        [ $seed != 0 ] || continue  # two at once
-        for pid in $(jobs -p); do wait "$pid" || failed=1; done
+    for half in 0 1; do
+        for seed in $seeds; do
+            while read -r name options; do
+                [ -z "$name" ] || echo $common "$options --seed $seed --out $dir/$name/s$seed $more"
+            done <<< "$lines"
+        done | awk "NR % 2 == $half" | OMP_NUM_THREADS=1 train &
     done
+    for pid in $(jobs -p); do wait "$pid" || failed=1; done
+    return $failed
+}
+
+lite() {  # [options for every run]
+    local dir=runs/lite seeds=0 name options failed=0
+    local common="--subset 10000 --no-figures --no-progress"
+    grid "teacher --student tiny_wide --framework trades --epochs 20 --steps 5 --attacks clean,pgd" "$@"
+    common="$common --teacher $dir/teacher/s0/best.pt --student tiny --epochs 10 --eval-subset 2000"
+    seeds="0 1 2"
+    grid "$LITE" "$@" || failed=1
     while read -r name options; do  # alone on the machine
         $PY infoard.py bench --framework rslad --student tiny --teacher-arch tiny_wide \
             --batch-size 128 $options --out $dir/$name "$@" || failed=1
@@ -211,6 +271,7 @@ case "${1:-}" in
     test) setup; shift; $PY -m pytest -q test_infoard.py "$@" ;;
     tables) scale "${2:-}"; shift 2; setup; tables "$@" ;;
     lite) shift; setup; lite "$@" ;;
+    evidence) shift; setup; evidence "$@" ;;
     cells) scale "${2:-}"; shift 2; for seed in $seeds; do cells "$seed" "$@"; done ;;
-    *) sed -n '2,10s/^# //p' "$0"; exit 2 ;;
+    *) sed -n '2,12s/^# //p' "$0"; exit 2 ;;
 esac

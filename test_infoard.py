@@ -197,7 +197,7 @@ def test_radii_follow_the_ranks_alone(b, seed, lo, hi, ramp, reverse):
 
 def test_one_instance_gets_the_middle_of_everything():  # u = 1/2 for eps and for K
     got = I.instance_strength(torch.zeros(1), threat=I.Threat(steps=10), steps_lo=2)
-    near(got.eps, 1.25 * R, 1e-7)
+    near(got.eps, 1.5 * R, 1e-7)
     assert got.steps.tolist() == [6] and got.counts == (1,) * 6
 
 @given(ints(2, 40), seeds, ints(1, 6), ints(1, 6))
@@ -270,7 +270,7 @@ def test_kl_is_not_symmetric_and_half_precision_is_computed_in_float32(dtype):
 
 # --- mutual information ---------------------------------------------------------------------------
 
-BOUNDS = I.BOUNDS | dict(js=I.js_divergence)
+BOUNDS = {k: v for k, v in I.BOUNDS.items() if k != "unpaired"} | dict(js=I.js_divergence)
 
 @given(score_matrices, st.floats(-3, 3))
 def test_infonce_is_at_most_log_batch_and_dv_the_best_shift_of_nwj(scores, away):
@@ -289,6 +289,12 @@ def test_jsd_has_the_value_of_nwj_and_the_gradient_of_js(scores):
     assert I.js_divergence(f) <= math.log(2) + 1e-12, I.js_divergence(f)
     near(I.jsd(f), I.nwj(scores + 1))
     near(*(torch.autograd.grad(bound(f), f)[0] for bound in (I.jsd, I.js_divergence)))
+
+@given(ints(2, 12), seeds)
+def test_unpaired_control_takes_each_teacher_image_for_its_neighbours(b, seed):
+    scores = rand(b, b, seed=seed)
+    near(I.BOUNDS["unpaired"](scores), I.infonce(scores[:, torch.arange(-1, b - 1)]))
+    assert I.BOUNDS["unpaired"](20 * torch.eye(b)) < -15 + math.log(b)  # knows all, gets nothing
 
 @each("bound", BOUNDS.values(), ids=BOUNDS)
 @given(scores=score_matrices, seed=seeds)
@@ -1859,6 +1865,25 @@ def test_a_failing_cell_does_not_stop_the_others(shell, tmp_path, fail):
     log = (tmp_path / "log").read_text().splitlines()
     assert len(log) == 4 + 70 + 1 and log[-1] == "infoard.py tables runs/tables/smoke"
     assert all("--data-dir /a b" in line for line in log[:-1]) and len(set(log)) == 71
+
+def test_evidence_and_lite_run_their_grids(shell, tmp_path):
+    assert shell("evidence", "--data-dir", "/a b").wait(60) == 0
+    log = (tmp_path / "log").read_text().splitlines()
+    runs = [line for line in log if "--resume" in line]
+    cells = [re.search(r"--out runs/evidence/(\S+)/(s\d+)", line).groups() for line in runs]
+    assert len(set(cells)) == len(runs) == 5 + 13 * 5 + 8 * 2 * 3 + 3 * 2 * 3
+    assert [line.split()[1] for line in log[-2:]] == ["compare", "attention"]
+    for words, (cell, seed) in zip(map(str.split, runs), cells, strict=True):
+        given = I.parse("train", words[2:-1])  # the stub's log has lost the quotes of "/a b"
+        assert words[-2:] == ["/a", "b"] and given["seed"] == int(seed[1:])
+        lifted = not re.search("plain|longer|teachers", cell)
+        assert I.Config(**given).resolved().infoard == lifted
+        if "teachers" not in cell:  # all teachers are made before they are needed
+            made = ["/".join(names) for names in cells[:5]]
+            assert re.sub("runs/evidence/|/best.pt", "", given["teacher"]) in made
+    assert shell("lite").wait(60) == 0
+    lite = [line for line in (tmp_path / "log").read_text().splitlines() if "runs/lite" in line]
+    assert len(lite) == 1 + 12 * 3 + 12 + 1 and not any(line.endswith(" ") for line in lite[:37])
 
 def test_a_stopped_script_waits_until_its_runs_have_saved(shell, tmp_path):
     script, log = shell("tables", "smoke", SLOW="1"), tmp_path / "log"
