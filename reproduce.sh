@@ -198,7 +198,7 @@ evidence() {  # [options for every run]
     local all="--image-size 16 --steps 5 --no-figures --no-progress" nets=$dir/teachers
     local common="$all --no-infoard --attacks clean,pgd,apgd --eval-subset 2000"
     grid "$TEACHERS" "$@"
-    common="$all --student tiny --epochs 5 --lr 0.4 --val-size 5000 --eval-subset 0
+    common="$all --student tiny --epochs 5 --lr 0.4 --val-size 0 --eval-subset 0
             --teacher $nets/strong/s77/best.pt --teacher-nat $nets/natural/s77/best.pt
             --attacks clean,fgsm,pgd,cw,apgd,pgd_l2,corrupt"
     seeds="0 1 2 3 4"
