@@ -111,32 +111,35 @@ def difference(values: list[float]) -> tuple[float, float]:
     quantile = [math.nan, *T975][n - 1] if n <= 11 else 1.96 + 2.8 / (n - 1)  # to 0.02 above 10
     return float(np.mean(values)), quantile * float(np.std(values, ddof=n > 1)) / math.sqrt(n)
 
-def gains(results: dict, which: str) -> tuple[dict[str, dict], list[list[str]]]:
-    """{cell: {metric: difference to the cell named plain beside it}}, and the same as a table."""
+def gains(results: dict, which: str, to: str = "plain") -> tuple[dict[str, dict], list[list[str]]]:
+    """{cell: {metric: difference to the cell of that name beside it}}, and the same as a table."""
     rows, ends = {}, {}
     for cell, runs in results.items():
-        plain = results.get(re.sub(r"[^/]+$", "plain", cell), {})
-        pairs = [(plain[s][which], r[which]) for s, r in runs.items() if s in plain]
-        if pairs and runs is not plain:
+        base = results.get(re.sub(r"[^/]+$", to, cell), {})
+        pairs = [(base[s][which], r[which]) for s, r in runs.items()
+                 if which in r and which in base.get(s, {})]
+        if pairs and runs is not base:
             rows[cell] = {k: difference([b[k] - a[k] for a, b in pairs]) for k in I.METRICS
                           if all(None not in (a.get(k), b.get(k)) for a, b in pairs)}
             ends[cell] = ["/".join(sorted({str(b["n"]) for _, b in pairs})), str(len(pairs))]
     used = [k for k in I.METRICS if any(k in row for row in rows.values())]
     lines = [[cell, *("{:+.2f} ± {:.2f}".format(*row[k]) if k in row else "-" for k in used),
               *ends[cell]] for cell, row in rows.items()]
-    return rows, [[f"gain of {which} (points)", *used, "n", "seeds"], *lines]
+    return rows, [[f"gain of {which} on {to} (points)", *used, "n", "seeds"], *lines]
 
 def run_compare(folder: str) -> None:
-    """What each cell below a folder gains on the one named plain beside it: differences paired by
-    seed, in points, with 95% intervals over seeds; as tables and figures."""
+    """What each cell below a folder gains on those named plain and uniform beside it: differences
+    paired by seed, in points, with 95% intervals over seeds; as tables and a figure."""
     results = read(finished(folder))
-    found = {which: gains(results, which) for which in ("best", "last")}
-    I.require(found["best"][0], f"no cell below {folder} with a seed that its plain one has too")
-    text = "\n\n".join(markdown(lines) for _, lines in found.values())
+    found = {(which, to): gains(results, which, to)
+             for to in ("plain", "uniform") for which in ("last", "best")}
+    rows = found["last", "plain"][0]
+    I.require(rows, f"no cell below {folder} with a seed that its plain one has too")
+    lines = {tuple(map(tuple, lines[1:])): lines for _, lines in found.values() if lines[1:]}
+    text = "\n\n".join(map(markdown, lines.values()))  # best is not shown where it is the last
     I.save(Path(folder, "compare.md"), f"{text}\n".encode())
     print(text)
-    draw(Path(folder, "figures"), **{f"gains_{which}": partial(figure_gains, rows=rows)
-                                     for which, (rows, _) in found.items()})
+    draw(Path(folder, "figures"), gains=partial(figure_gains, rows=rows))
 
 # ==== 2. Pictures =================================================================================
 def sheet(run: I.Run, x: Tensor, y: Tensor, rows: int = 5) -> dict:

@@ -183,7 +183,8 @@ T2/plain     --no-infoard
 T2/infoard
 T2/asa       --mim off
 T2/uniform   --mim off --asa uniform
-T2/features  --asa off
+T2/features  --asa off"
+CONTROLS="
 T2/reversed  --mim off --lam-lo 2 --lam-hi 1
 T2/shuffled  --mim off --asa shuffled
 T2/unpaired  --asa off --mim unpaired
@@ -203,12 +204,13 @@ evidence() {  # [options for every run]
             --attacks clean,fgsm,pgd,cw,apgd,pgd_l2,corrupt"
     seeds="0 1 2 3 4"
     grid "$PARTS" "$@" || failed=1
+    seeds="0 1 2"
+    grid "$CONTROLS" "$@" || failed=1
     options=$(while read -r framework _; do  # rslad is T2's
         [[ $framework =~ ^(|rslad)$ ]] && continue
         echo "T1/$framework/plain --framework $framework --no-infoard"
         echo "T1/$framework/infoard --framework $framework"
     done <<< "$PAPERS")
-    seeds="0 1 2"
     grid "$options" "$@" || failed=1
     options=$(for teacher in at weak self; do
         echo "teacher/$teacher/plain --no-infoard --teacher $nets/$teacher/s77/best.pt"

@@ -1,6 +1,7 @@
 """One run of the search (README.md): a net trained with something tried, seen by validation images.
 
     python results/evidence/search.py NAME 'dec=1' [options of infoard.py]     from the project's root
+    python results/evidence/search.py table                                    what search.jsonl holds
 
 What is tried (nothing: ''), each with its weight or value: label: CE(S(x'), y) added; lack: the same, as
 much as the teacher lacks, 1 - p_T(y); resp: KL(T(x') - T(x) || S(x') - S(x)), the response; dec, decc:
@@ -9,6 +10,7 @@ over this temperature, everywhere; fix: the teacher's top class and the true one
 ramp: ASA's strength grows over this share of training; clean: MIM looks at S(x), not S(x').
 It prints accuracies of the last epoch in per cent and keeps them in runs/search/NAME/sSEED.json.
 """
+import json
 import sys
 import time
 from functools import cached_property, partial
@@ -18,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+import extras
 import infoard as I
 
 def changed(name: str, get) -> None:
@@ -63,6 +66,20 @@ def try_out(x: dict, framework: str, now: dict) -> None:
         I.instance_strength = lambda signal, **more: usual(
             signal, ramp=min(1.0, now["share"] / x["ramp"]), **more)
 
+def table() -> str:
+    """The runs that are kept beside this file, as Markdown; gains on the plain run (same lr and seed)."""
+    kept = [json.loads(line) for line in Path(__file__).with_name("search.jsonl").open()]
+    def lr(row):
+        return (row["options"] + " --lr 0.1 ").split("--lr ")[1].split()[0]
+    plain = {(lr(r), r["seed"]): r for r in kept if r["name"] in ("plain", "lr0.2", "lr0.4", "lr0.8")}
+    lines = [["tried", "options", "seed", "clean", "PGD-20", "pgd5_cw", "gain clean", "gain pgd5_cw"]]
+    for r in sorted(kept, key=lambda r: (lr(r), r["name"] not in ("plain", "lr" + lr(r)), r["name"], r["seed"])):
+        base = plain[lr(r), r["seed"]]
+        lines.append([r["tried"] or "-", r["options"].replace("teachers/", "").replace("/best.pt", ""),
+                      str(r["seed"]), *(f"{r[k]:.2f}" for k in ("clean", "pgd_sat", "pgd5_cw")),
+                      *("-" if r is base else f"{r[k] - base[k]:+.2f}" for k in ("clean", "pgd5_cw"))])
+    return extras.markdown(lines)
+
 def main(name: str, tried: str, *options: str) -> None:
     x = {k: float(v) for k, v in (pair.split("=") for pair in tried.split())}
     cfg = I.Config(**I.parse("train", list(options))).resolved()
@@ -90,4 +107,4 @@ def main(name: str, tried: str, *options: str) -> None:
     print(f"{name}, seed {cfg.seed}:", *(f"{k} {v}" for k, v in found.items()))
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print(table()) if sys.argv[1:] == ["table"] else main(*sys.argv[1:])
