@@ -91,7 +91,7 @@ def run_tables(folder: str) -> None:
     """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
     cells = read(finished(folder))
     tables = [t for which in ("best", "last", "transfer") if (t := table(cells, which))[1:]]
-    warnings = [f"warning, gradients may be masked: {cell}{f'/{seed}' * (seed[1:].isdigit())}: {w}"
+    warnings = [f"warning, gradients may be masked: {cell}{f'/{seed}' * bool(re.fullmatch(r's[0-9]+', seed))}: {w}"
                 for cell, runs in cells.items() for seed, results in runs.items()
                 for w in results.get("best", {}).get("warnings", ())]
     content = dict(
@@ -134,9 +134,12 @@ def run_compare(folder: str) -> None:
     found = {(which, to): gains(results, which, to)
              for to in ("plain", "uniform") for which in ("last", "best")}
     rows = found["last", "plain"][0]
-    I.require(rows, f"no cell below {folder} with a seed that its plain one has too")
-    lines = {tuple(map(tuple, lines[1:])): lines for _, lines in found.values() if lines[1:]}
-    text = "\n\n".join(map(markdown, lines.values()))  # best is not shown where it is the last
+    I.require(rows, f"no cell below {folder} with a last epoch of a seed that plain has too")
+    tables = []
+    for _, lines in found.values():  # best is not shown where it is the last
+        if lines[1:] and lines[1:] not in [shown[1:] for shown in tables]:
+            tables.append(lines)
+    text = "\n\n".join(map(markdown, tables))
     I.save(Path(folder, "compare.md"), f"{text}\n".encode())
     print(text)
     draw(Path(folder, "figures"), gains=partial(figure_gains, rows=rows))
@@ -283,13 +286,17 @@ def run_attention(folder: str, **given) -> None:
     for cell, runs in cells.items():
         found = []
         for run in runs.values():
-            cfg = I.Config(**I.settings(str(run / "best.pt"), given))
+            made = json.loads((run / "config.json").read_text())["settings"]
+            names = "teacher", "teacher_arch", "teacher_norm"
+            path, found_in = str(run / "best.pt"), {k: made[k] for k in names} | given
+            cfg = I.Config(**I.settings(path, found_in))
+            I.require(cfg.teacher, f"{run} names no teacher: add --teacher")
             device = I.pick_device(cfg.device)
             data = I.load_dataset(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
-            made = json.loads((run / "config.json").read_text())["settings"]
-            net, teacher = (I.load_teacher(path, None, len(data.classes), device=device,
-                                           size=data.x_test.shape[-1], norm=cfg.teacher_norm)
-                            for path in (str(run / "best.pt"), cfg.teacher or made["teacher"]))
+            same = dict(num_classes=len(data.classes), size=data.x_test.shape[-1], device=device)
+            net = I.load_teacher(path, **same)
+            teacher = I.load_teacher(cfg.teacher, cfg.teacher_arch, norm=cfg.teacher_norm,
+                                     dataset=cfg.dataset, **same)
             x, y = I.test_images(data, cfg.eval_subset, device)
             attack, parts = I.repeatable(I.ATTACKS["pgd_sat"], device, eps=cfg.eps), []
             for x_b, y_b in zip(x.split(256), y.split(256), strict=True):

@@ -207,7 +207,7 @@ evidence() {  # [options for every run]
     seeds="0 1 2"
     grid "$CONTROLS" "$@" || failed=1
     options=$(while read -r framework _; do  # rslad is T2's
-        [[ $framework =~ ^(|rslad)$ ]] && continue
+        case $framework in "" | rslad) continue ;; esac
         echo "T1/$framework/plain --framework $framework --no-infoard"
         echo "T1/$framework/infoard --framework $framework"
     done <<< "$PAPERS")
