@@ -1898,7 +1898,7 @@ def test_evidence_and_lite_run_their_grids(shell, tmp_path):
     log = (tmp_path / "log").read_text().splitlines()
     runs = [line for line in log if "--resume" in line]
     cells = [re.search(r"--out runs/evidence/(\S+)/(s\d+)", line).groups() for line in runs]
-    assert len(set(cells)) == len(runs) == 5 + 5 * 5 + 8 * 3 + 8 * 2 * 3 + 3 * 2 * 3
+    assert len(set(cells)) == len(runs) == 5 + (13 + 8 * 2 + 3 * 2) * 3
     assert [line.split()[1] for line in log[-2:]] == ["compare", "attention"]
     for words, (cell, seed) in zip(map(str.split, runs), cells, strict=True):
         given = I.parse("train", words[2:-1])  # the stub's log has lost the quotes of "/a b"
