@@ -50,8 +50,8 @@ def spatial(model: nn.Module, x: Tensor, y: Tensor, *, tries: int = 10,
         least = torch.minimum(lead, least)
     return worst
 
-# name: how strong in CIFAR-10-C, severities 1 to 5, for 32x32 pixels [CIFAR-C]; blur (one of its four
-# extra ones): sigma in pixels; jpeg: quality
+# name: how strong in CIFAR-10-C, severities 1 to 5, for 32x32 pixels [CIFAR-C]; blur (one of its
+# four extra ones): sigma in pixels; jpeg: quality
 SEVERITIES = dict(noise=(0.04, 0.06, 0.08, 0.09, 0.1), shot=(500, 250, 100, 75, 50),
                   impulse=(0.01, 0.02, 0.03, 0.05, 0.07), blur=(0.4, 0.6, 0.7, 0.8, 1.0),
                   bright=(0.05, 0.1, 0.15, 0.2, 0.3), contrast=(0.75, 0.5, 0.4, 0.3, 0.15),

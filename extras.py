@@ -91,8 +91,9 @@ def run_tables(folder: str) -> None:
     """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
     cells = read(finished(folder))
     tables = [t for which in ("best", "last", "transfer") if (t := table(cells, which))[1:]]
-    warnings = [f"warning, gradients may be masked: {cell}{f'/{seed}' * bool(re.fullmatch(r's[0-9]+', seed))}: {w}"
+    warnings = [f"warning, gradients may be masked: {cell + '/' * seeded + seed * seeded}: {w}"
                 for cell, runs in cells.items() for seed, results in runs.items()
+                for seeded in [re.fullmatch(r"s\d+", seed) is not None]
                 for w in results.get("best", {}).get("warnings", ())]
     content = dict(
         md="\n\n".join([*map(markdown, tables), *["\n".join(warnings)] * bool(warnings)]),

@@ -992,9 +992,9 @@ def test_killed_before_replace_keeps_the_old_checkpoint(trouble, tmp_path, monke
 def test_finished_run_is_not_run_again(lab, monkeypatch):
     monkeypatch.setattr(I, "Run", None)
     teacher, done = str(lab.top / "teacher/last.pt"), str(lab.top / "done")
-    assert I.train(I.Config(**BASE, teacher=teacher, out=done, ema=0.9)) == lab.results
+    assert I.train(I.Config(**BASE, teacher=teacher, out=done, ema=0.9, w_att=0.05)) == lab.results
     with pytest.raises(I.InfoardError, match="--w-feat"):  # nor are its results those of others
-        I.train(I.Config(**BASE, teacher=teacher, out=done, ema=0.9, w_feat=0.7))
+        I.train(I.Config(**BASE, teacher=teacher, out=done, ema=0.9, w_att=0.05, w_feat=0.7))
 
 @pytest.mark.parametrize("changed", [dict(resume=False), dict(lr=0.02), dict(batch_size=32),
     dict(seed=4),
