@@ -2000,6 +2000,7 @@ def test_evidence_of_the_readme_is_generated_from_results(tmp_path):
     assert (tmp_path / "r" / "compare.md").read_text() == kept
     shown = re.findall(r"<!-- compare -->\n\n(.*?)\n\n<!-- end -->", README, re.S)
     assert shown and set("\n\n".join(shown).split("\n\n")) <= set(kept.strip().split("\n\n"))
+    assert f"<!-- attention -->\n\n{(RESULTS / 'evidence/attention.md').read_text()}" in README
     done = python(f"import sys; sys.path[:0] = [{str(RESULTS / 'evidence')!r}]\n"
                   "import search; print(search.table())", tmp_path)
     assert done.stdout.strip() in (RESULTS / "evidence/README.md").read_text()
