@@ -7,7 +7,7 @@
 #                                   GPU), paper (published settings); more options go to every run
 # bash reproduce.sh cells SCALE     the same runs as lines of options, to choose from
 # bash reproduce.sh evidence        set up, then the runs of results/evidence: teachers, parts of InfoARD
-#                                   and their controls, every framework; two cores, 9 hours
+#                                   and their controls, every framework; two cores, 5 hours (estimated)
 # bash reproduce.sh lite            set up, then accuracy against time of steps and their schedules:
 #                                   two cores, 2 hours; more options go to every run
 set -euo pipefail
