@@ -2,7 +2,7 @@
 
 A robust teacher T is distilled into a small student S that resists L-infinity attacks. InfoARD adds
 two parts to any distillation framework: ASA attacks each image with a strength of its own, and MIM
-keeps the student informative about the teacher's features and attention maps.
+keeps the student informative about the teacher's features (and, if asked to, attention maps).
 
     python infoard.py                                     offline demo on rendered shapes, minutes
     python infoard.py --dataset cifar10 --device cuda     the main job: teacher, student, evaluation
