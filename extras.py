@@ -112,20 +112,43 @@ def difference(values: list[float]) -> tuple[float, float]:
     quantile = [math.nan, *T975][n - 1] if n <= 11 else 1.96 + 2.8 / (n - 1)  # to 0.02 above 10
     return float(np.mean(values)), quantile * float(np.std(values, ddof=n > 1)) / math.sqrt(n)
 
-def gains(results: dict, which: str, to: str = "plain") -> tuple[dict[str, dict], list[list[str]]]:
-    """{cell: {metric: difference to the cell of that name beside it}}, and the same as a table."""
-    rows, ends = {}, {}
+def paired(results: dict, which: str, to: str) -> dict[str, dict]:
+    """{cell: {seed: {metric: difference to the cell of that name beside it}}}, and n, the images."""
+    cells = {}
     for cell, runs in results.items():
         base = results.get(re.sub(r"[^/]+$", to, cell), {})
-        pairs = [(base[s][which], r[which]) for s, r in runs.items()
-                 if which in r and which in base.get(s, {})]
-        if pairs and runs is not base:
-            rows[cell] = {k: difference([b[k] - a[k] for a, b in pairs]) for k in I.METRICS
-                          if all(None not in (a.get(k), b.get(k)) for a, b in pairs)}
-            ends[cell] = ["/".join(sorted({str(b["n"]) for _, b in pairs})), str(len(pairs))]
+        for seed, r in runs.items():
+            a, b = base.get(seed, {}).get(which), r.get(which)
+            if a and b and runs is not base:
+                cells.setdefault(cell, {})[seed] = dict(n=b["n"]) | {
+                    k: b[k] - a[k] for k in I.METRICS if None not in (a.get(k), b.get(k))}
+    return cells
+
+def pooled(cells: dict[str, dict]) -> dict[str, dict]:
+    """a/*/c of cells a/b/c with several b: their mean, for each seed that all of them have."""
+    groups, means = {}, {}
+    for cell, seeds in cells.items():
+        groups.setdefault(re.sub(r"[^/]+/([^/]+)$", r"*/\1", cell), []).append(seeds)
+    for name, group in groups.items():
+        for seed in group[0] if group[1:] else ():
+            rows = [seeds[seed] for seeds in group if seed in seeds]
+            if len(rows) == len(group):
+                means.setdefault(name, {})[seed] = {
+                    k: np.mean([r[k] for r in rows]).item() for k in rows[0]
+                    if all(k in r for r in rows)}
+    return means
+
+def gains(results: dict, which: str, to: str = "plain") -> tuple[dict[str, dict], list[list[str]]]:
+    """{cell: {metric: mean difference to the cell of that name beside it, half an interval}}, and the
+    same as a table; a/*/c is the mean over the cells a/b/c of a seed."""
+    cells = paired(results, which, to)
+    cells |= pooled(cells)
+    rows = {cell: {k: difference([d[k] for d in seeds.values()]) for k in I.METRICS
+                   if all(k in d for d in seeds.values())} for cell, seeds in cells.items()}
     used = [k for k in I.METRICS if any(k in row for row in rows.values())]
     lines = [[cell, *("{:+.2f} ± {:.2f}".format(*row[k]) if k in row else "-" for k in used),
-              *ends[cell]] for cell, row in rows.items()]
+              "/".join(sorted({f"{d['n']:.0f}" for d in cells[cell].values()})),
+              str(len(cells[cell]))] for cell, row in rows.items()]
     return rows, [[f"gain of {which} on {to} (points)", *used, "n", "seeds"], *lines]
 
 def run_compare(folder: str) -> None:

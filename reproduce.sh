@@ -170,52 +170,68 @@ tables() {  # [options for every run]
     return $failed
 }
 
-# What InfoARD adds, by which part and with which teacher: the protocol of results/evidence
+# Does InfoARD lift its bases, by which part, and with which teacher: the protocol of results/evidence
 TEACHERS="
-teachers/strong  --student wrn_10_2 --framework trades --epochs 20
-teachers/at      --student wrn_10_2 --framework at --epochs 20
-teachers/natural --student wrn_10_2 --framework natural --epochs 5
-teachers/weak    --student wrn_10_2 --framework trades --epochs 2
-teachers/self    --student tiny --framework trades --epochs 6"
+teachers/strong  --student wrn_10_1 --framework trades --epochs 10 --lr 0.2
+teachers/medium  --student tiny_wide --framework trades --epochs 12
+teachers/weak    --student tiny_wide --framework trades --epochs 2
+teachers/self    --student tiny --framework trades --epochs 3
+teachers/natural --student tiny_wide --framework natural --epochs 4"
 
-PARTS="
-T2/plain     --no-infoard
+CONTROLS="
+T1/rslad/asa       --mim off
+T1/rslad/uniform   --mim off --asa uniform
+T1/rslad/radii1.5  --mim off --lam-hi 1.5
+T1/rslad/shuffled  --mim off --asa shuffled
+T1/rslad/reversed  --mim off --lam-lo 2 --lam-hi 1
+T1/rslad/features  --asa off
+T1/rslad/unpaired  --asa off --mim unpaired
+T1/rslad/matching  --asa off --mim vid
+T1/rslad/attention --asa off --w-feat 0 --w-att 0.05
+T1/rslad/relation  --asa off --mim off --w-rel 0.1
+T1/rslad/steps     --steps-lo 1
+T1/rslad/longer    --no-infoard --epochs 4"
+
+FIRST="
+T2/plain    --no-infoard
 T2/infoard
-T2/asa       --mim off
-T2/uniform   --mim off --asa uniform
-T2/features  --asa off
-T2/reversed  --mim off --lam-lo 2 --lam-hi 1
-T2/shuffled  --mim off --asa shuffled
-T2/unpaired  --asa off --mim unpaired
-T2/matching  --asa off --mim vid
-T2/attention --asa off --w-feat 0 --w-att 0.05
-T2/relation  --asa off --mim off --w-rel 0.1
-T2/steps     --steps-lo 1
-T2/longer    --no-infoard --epochs 6"
+T2/asa      --mim off
+T2/uniform  --mim off --asa uniform
+T2/features --asa off"
 
-evidence() {  # [options for every run]
-    local dir=runs/evidence seeds=77 teacher framework options failed=0
-    local all="--image-size 16 --steps 5 --no-figures --no-progress" nets=$dir/teachers
-    local common="$all --no-infoard --attacks clean,pgd,apgd --eval-subset 2000"
-    grid "$TEACHERS" "$@"
-    common="$all --student tiny --epochs 5 --lr 0.4 --val-size 0 --eval-subset 0
-            --teacher $nets/strong/s77/best.pt --teacher-nat $nets/natural/s77/best.pt
-            --attacks clean,fgsm,pgd,cw,apgd,pgd_l2,corrupt"
-    seeds="0 1 2"
-    grid "$PARTS" "$@" || failed=1
-    options=$(while read -r framework _; do  # rslad is T2's
-        case $framework in "" | rslad) continue ;; esac
-        echo "T1/$framework/plain --framework $framework --no-infoard"
-        echo "T1/$framework/infoard --framework $framework"
-    done <<< "$PAPERS")
-    grid "$options" "$@" || failed=1
-    options=$(for teacher in at weak self; do
-        echo "teacher/$teacher/plain --no-infoard --teacher $nets/$teacher/s77/best.pt"
-        echo "teacher/$teacher/infoard --teacher $nets/$teacher/s77/best.pt"
-    done)
-    grid "$options" "$@" || failed=1
+lifted() {  # NAME OPTIONS: the two lines of a base, plain and with InfoARD
+    local name=$1; shift
+    echo "$name/plain $* --no-infoard"
+    echo "$name/infoard $*"
+}
+
+evidence() {  # [first] [options for every run]
+    local dir=runs/evidence seeds=77 name cells failed=0 part=""
+    [ "${1:-}" != first ] || { part=first; shift; }
+    local nets=$dir/teachers same="--image-size 16 --no-figures --no-progress"
+    local short="$same --steps 3 --step-size 4/255" long="$same --steps 5"
+    local student="--student tiny --lr 0.4 --val-size 0 --eval-subset 0"
+    if [ $part ]; then
+        local common="$long --no-infoard --attacks clean,pgd,apgd --eval-subset 2000"
+        grid "teachers/first --student wrn_10_2 --framework trades --epochs 20" "$@"
+        common="$long $student --epochs 5 --teacher $nets/first/s77/best.pt
+                --attacks clean,fgsm,pgd,cw,apgd,pgd_l2,corrupt" seeds="0 1 2"
+        grid "$FIRST" "$@" || failed=1
+    else
+        local common="$short --no-infoard --attacks clean,pgd,apgd --eval-subset 2000"
+        grid "$TEACHERS" "$@"
+        common="$short $student --epochs 3 --teacher-nat $nets/natural/s77/best.pt
+                --attacks clean,fgsm,pgd_sat,cw,pgd_l2" seeds="0 1 2"
+        cells=$(sed "s|$| --teacher $nets/strong/s77/best.pt|" <<< "${CONTROLS#?}"
+            while read -r name _; do
+                lifted T1/$name --framework $name --teacher $nets/strong/s77/best.pt
+            done <<< "${PAPERS#?}"
+            for name in medium weak self; do
+                lifted teacher/$name --teacher $nets/$name/s77/best.pt
+            done)
+        grid "$cells" "$@" || failed=1
+    fi
     $PY infoard.py compare $dir
-    $PY infoard.py attention $dir/T2 --eval-subset 2000
     return $failed
 }
 

@@ -1,7 +1,7 @@
 """One run of the search (README.md): a net trained with something tried, seen by validation images.
 
     python results/evidence/search.py NAME 'dec=1' [options of infoard.py]     from the project's root
-    python results/evidence/search.py table                                    what search.jsonl holds
+    python results/evidence/search.py table [search2.jsonl]                    what the search found; of part 2
 
 What is tried (nothing: ''), each with its weight or value: label: CE(S(x'), y) added; lack: the same, as
 much as the teacher lacks, 1 - p_T(y); resp: KL(T(x') - T(x) || S(x') - S(x)), the response; dec, decc:
@@ -11,6 +11,7 @@ ramp: ASA's strength grows over this share of training; clean: MIM looks at S(x)
 It prints accuracies of the last epoch in per cent and keeps them in runs/search/NAME/sSEED.json.
 """
 import json
+import re
 import sys
 import time
 from functools import cached_property, partial
@@ -66,15 +67,18 @@ def try_out(x: dict, framework: str, now: dict) -> None:
         I.instance_strength = lambda signal, **more: usual(
             signal, ramp=min(1.0, now["share"] / x["ramp"]), **more)
 
-def table() -> str:
-    """The runs that are kept beside this file, as Markdown; gains on the plain run (same lr and seed)."""
-    kept = [json.loads(line) for line in Path(__file__).with_name("search.jsonl").open()]
-    def lr(row):
-        return (row["options"] + " --lr 0.1 ").split("--lr ")[1].split()[0]
-    plain = {(lr(r), r["seed"]): r for r in kept if r["name"] in ("plain", "lr0.2", "lr0.4", "lr0.8")}
+def table(file: str = "search.jsonl") -> str:
+    """The runs that a file beside this one holds, as Markdown; gains on the plain run of the same
+    framework, lr and seed."""
+    kept = [json.loads(line) for line in Path(__file__).with_name(file).open()]
+    def setting(row):
+        words = ("--framework rslad --lr 0.1 " + row["options"]).split()
+        given = dict(zip(words, words[1:], strict=False))
+        return given["--framework"] if row["name"] != "at" else "rslad", given["--lr"], row["seed"]
+    bases = {setting(r): r for r in kept if re.fullmatch(r"plain|lr0.\d|\w+-lr0.\d", r["name"])}
     lines = [["tried", "options", "seed", "clean", "PGD-20", "pgd5_cw", "gain clean", "gain pgd5_cw"]]
-    for r in sorted(kept, key=lambda r: (lr(r), r["name"] not in ("plain", "lr" + lr(r)), r["name"], r["seed"])):
-        base = plain[lr(r), r["seed"]]
+    for r in sorted(kept, key=lambda r: (setting(r)[1], r is not bases[setting(r)], r["name"], r["seed"])):
+        base = bases[setting(r)]
         lines.append([r["tried"] or "-", r["options"].replace("teachers/", "").replace("/best.pt", ""),
                       str(r["seed"]), *(f"{r[k]:.2f}" for k in ("clean", "pgd_sat", "pgd5_cw")),
                       *("-" if r is base else f"{r[k] - base[k]:+.2f}" for k in ("clean", "pgd5_cw"))])
@@ -107,4 +111,4 @@ def main(name: str, tried: str, *options: str) -> None:
     print(f"{name}, seed {cfg.seed}:", *(f"{k} {v}" for k, v in found.items()))
 
 if __name__ == "__main__":
-    print(table()) if sys.argv[1:] == ["table"] else main(*sys.argv[1:])
+    print(table(*sys.argv[2:])) if sys.argv[1:2] == ["table"] else main(*sys.argv[1:])
