@@ -191,7 +191,7 @@ class Config:
     infoard: bool = opt(True, "add InfoARD to the base framework")
     asa: str = opt("teacher", "signal, control or off", "teacher student gap uniform shuffled off")
     lam_lo: float = opt(1.0, "eps_i of the weakest instance, in units of eps", low=0)
-    lam_hi: float = opt(2.0, "eps_i of the strongest instance, in units of eps", low=0)
+    lam_hi: float = opt(1.5, "eps_i of the strongest instance, in units of eps", low=0)
     steps_lo: int = opt(0, "attack steps of the weakest instance; 0: all take --steps", low=0)
     mim: str = opt("infonce", "bound of information terms", "infonce dv nwj jsd vid unpaired off")
     w_feat: float = opt(0.1, "weight of feature information", low=0)
@@ -376,7 +376,7 @@ ATTACKS = dict(  # name: attack(net, x, y); at 8/255, 1/4 is 2/255
 
 # u_i = rank(signal_i)/(B-1),  lam_i = lam_lo + (lam_hi - lam_lo) u_i,                        [ours]
 # eps_i = eps (1 + ramp (lam_i - 1)), alpha_i = alpha eps_i/eps, K_i = round(K_lo + (K - K_lo) u_i)
-def instance_strength(signal: Tensor, *, threat: Threat, lam: tuple[float, float] = (1.0, 2.0),
+def instance_strength(signal: Tensor, *, threat: Threat, lam: tuple[float, float] = (1.0, 1.5),
                       ramp: float = 1.0, steps_lo: int = 0, uniform: bool = False) -> Threat:
     """ASA: a radius, a step size and, if asked for, a number of steps for each instance of a batch.
     signal [B]: larger = attacked harder. threat: base eps and alpha, the most steps. steps_lo > 0:
@@ -525,7 +525,7 @@ class InfoARD(nn.Module):
     (last three stages, penultimate) and attention maps of S(x') with T(x), a mean over taps; R: the
     relation_loss of the deepest, over all ranks. Not alone: cosines leave logits' scale free."""
     def __init__(self, student: nn.Module, teacher: nn.Module, *, image_shape=(3, 32, 32),
-                 asa: str = "teacher", lam: tuple[float, float] = (1.0, 2.0), mim: str = "infonce",
+                 asa: str = "teacher", lam: tuple[float, float] = (1.0, 1.5), mim: str = "infonce",
                  w_feat: float = 0.1, w_att: float = 0.0, w_rel: float = 0.0, dim: int = 128,
                  tau: float = 0.2):
         super().__init__()

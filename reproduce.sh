@@ -181,9 +181,9 @@ teachers/natural --student tiny_wide --framework natural --epochs 4"
 CONTROLS="
 T1/rslad/asa       --mim off
 T1/rslad/uniform   --mim off --asa uniform
-T1/rslad/radii1.5  --mim off --lam-hi 1.5
+T1/rslad/radii2    --mim off --lam-hi 2
 T1/rslad/shuffled  --mim off --asa shuffled
-T1/rslad/reversed  --mim off --lam-lo 2 --lam-hi 1
+T1/rslad/reversed  --mim off --lam-lo 1.5 --lam-hi 1
 T1/rslad/features  --asa off
 T1/rslad/unpaired  --asa off --mim unpaired
 T1/rslad/matching  --asa off --mim vid
@@ -194,9 +194,9 @@ T1/rslad/longer    --no-infoard --epochs 4"
 
 FIRST="
 T2/plain    --no-infoard
-T2/infoard
-T2/asa      --mim off
-T2/uniform  --mim off --asa uniform
+T2/infoard  --lam-hi 2
+T2/asa      --mim off --lam-hi 2
+T2/uniform  --mim off --asa uniform --lam-hi 2
 T2/features --asa off"
 
 lifted() {  # NAME OPTIONS: the two lines of a base, plain and with InfoARD
