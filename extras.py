@@ -125,7 +125,7 @@ def paired(results: dict, which: str, to: str) -> dict[str, dict]:
     return cells
 
 def pooled(cells: dict[str, dict]) -> dict[str, dict]:
-    """a/*/c of cells a/b/c with several b: their mean, for each seed that all of them have."""
+    """"a/*/c (n)" of the n > 1 cells a/b/c: their mean, for each seed that all of them have."""
     groups, means = {}, {}
     for cell, seeds in cells.items():
         groups.setdefault(re.sub(r"[^/]+/([^/]+)$", r"*/\1", cell), []).append(seeds)
@@ -133,14 +133,14 @@ def pooled(cells: dict[str, dict]) -> dict[str, dict]:
         for seed in group[0] if group[1:] else ():
             rows = [seeds[seed] for seeds in group if seed in seeds]
             if len(rows) == len(group):
-                means.setdefault(name, {})[seed] = {
+                means.setdefault(f"{name} ({len(group)})", {})[seed] = {
                     k: np.mean([r[k] for r in rows]).item() for k in rows[0]
                     if all(k in r for r in rows)}
     return means
 
 def gains(results: dict, which: str, to: str = "plain") -> tuple[dict[str, dict], list[list[str]]]:
     """{cell: {metric: mean difference to the cell of that name beside it, half an interval}}, and the
-    same as a table; a/*/c is the mean over the cells a/b/c of a seed."""
+    same as a table; "a/*/c (n)" is the mean over n cells a/b/c of each seed."""
     cells = paired(results, which, to)
     cells |= pooled(cells)
     rows = {cell: {k: difference([d[k] for d in seeds.values()]) for k in I.METRICS
@@ -201,7 +201,7 @@ def figure_curves(figure, log: list[dict], results: dict) -> None:
     figure.set_size_inches(9, 1.9)
     *axes, over_eps = figure.subplots(1, len(panels) + 1)
     for ax, (title, keys) in zip(axes, panels.items(), strict=True):
-        for k in keys:
+        for k in (k for k in keys if k in rows):
             ax.plot(rows["epoch"], rows[k] * (255 if k == "eps" else 1), label=k)
         ax.set(xlabel="epoch", ylabel=title)
         ax.legend()

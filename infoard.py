@@ -560,9 +560,8 @@ class InfoARD(nn.Module):
                                  lam=self.lam, uniform=self.asa == "uniform", steps_lo=steps_lo)
     def loss(self, s_maps: dict | None = None, t_maps: dict | None = None) -> Tensor:
         """The weighted sum of .terms, from the maps given or those of the latest passes."""
-        s_maps = self.student_taps.take() if s_maps is None else s_maps
-        t_maps = self.teacher_taps.take() if t_maps is None else t_maps
-        self.student_taps.take(), self.teacher_taps.take()  # no graph may outlive its step
+        latest = self.student_taps.take(), self.teacher_taps.take()  # no graph outlives its step
+        s_maps, t_maps = s_maps or latest[0], t_maps or latest[1]
         if not self.weights or len(s_maps[self.pairs[0][0]]) * world()[1] < 2:  # no pairs of one
             return torch.zeros(())
         maps = [(s_maps[a], t_maps[b].detach()) for a, b in self.pairs]
@@ -1330,14 +1329,15 @@ class Run:
         with self.autocast():
             clean, attacked = (correct(net, x, y, a, cfg.eval_batch) for a in (None, attack))
         at |= dict(epoch=at["epoch"] + 1, position=0, seconds=at["seconds"] + seconds)
+        val = dict(val_clean=percent(clean), val_pgd=percent(clean & attacked)) if len(x) else {}
         row = dict(epoch=at["epoch"], lr=self.optimizer.param_groups[0]["lr"],
                    **{k: summed(v).item() / (n // self.ranks * self.ranks)
                       for k, v in at["sums"].items()},
-                   val_clean=percent(clean), val_pgd=percent(clean & attacked),
-                   images_per_s=round(images / seconds, 1), seconds=round(at["seconds"], 1))
+                   **val, images_per_s=round(images / seconds, 1),
+                   seconds=round(at["seconds"], 1))
         at["history"].append(row)
-        score = row[SCORES.get(cfg.framework, "val_pgd")]
-        if score > at["best"] or not len(self.val):
+        score = row.get(SCORES.get(cfg.framework, "val_pgd"), 0.0)
+        if score > at["best"] or not len(x):
             at |= dict(best=score, best_epoch=at["epoch"])
             save(out / "best.pt", self.label | dict(epoch=at["epoch"], model=net.state_dict()))
         save(out / "last.pt", self.state())

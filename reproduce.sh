@@ -6,8 +6,9 @@
 #                                   SCALE: smoke (minutes), cpu (two cores, hours), gpu (one
 #                                   GPU), paper (published settings); more options go to every run
 # bash reproduce.sh cells SCALE     the same runs as lines of options, to choose from
-# bash reproduce.sh evidence        set up, then the runs of results/evidence: teachers, parts of InfoARD
-#                                   and their controls, every framework; two cores, 5 hours (estimated)
+# bash reproduce.sh evidence        set up, then the runs of results/evidence: every framework, parts and
+#                                   controls, teachers; two cores, 4 hours (estimated); `evidence first`:
+#                                   the longer runs of its first part
 # bash reproduce.sh lite            set up, then accuracy against time of steps and their schedules:
 #                                   two cores, 2 hours; more options go to every run
 set -euo pipefail
@@ -179,25 +180,27 @@ teachers/self    --student tiny --framework trades --epochs 3
 teachers/natural --student tiny_wide --framework natural --epochs 4"
 
 CONTROLS="
-T1/rslad/asa       --mim off
-T1/rslad/uniform   --mim off --asa uniform
-T1/rslad/radii2    --mim off --lam-hi 2
-T1/rslad/shuffled  --mim off --asa shuffled
-T1/rslad/reversed  --mim off --lam-lo 1.5 --lam-hi 1
-T1/rslad/features  --asa off
-T1/rslad/unpaired  --asa off --mim unpaired
-T1/rslad/matching  --asa off --mim vid
-T1/rslad/attention --asa off --w-feat 0 --w-att 0.05
-T1/rslad/relation  --asa off --mim off --w-rel 0.1
-T1/rslad/steps     --steps-lo 1
-T1/rslad/longer    --no-infoard --epochs 4"
+controls/plain     --no-infoard
+controls/infoard
+controls/asa       --mim off
+controls/uniform   --mim off --asa uniform
+controls/radii2    --mim off --lam-hi 2
+controls/shuffled  --mim off --asa shuffled
+controls/reversed  --mim off --lam-lo 1.5 --lam-hi 1
+controls/features  --asa off
+controls/unpaired  --asa off --mim unpaired
+controls/matching  --asa off --mim vid
+controls/attention --asa off --w-feat 0 --w-att 0.05
+controls/relation  --asa off --mim off --w-rel 0.1
+controls/steps     --steps-lo 1
+controls/longer    --no-infoard --epochs 4"
 
 FIRST="
-T2/plain    --no-infoard
-T2/infoard  --lam-hi 2
-T2/asa      --mim off --lam-hi 2
-T2/uniform  --mim off --asa uniform --lam-hi 2
-T2/features --asa off"
+first/plain    --no-infoard
+first/infoard  --lam-hi 2
+first/asa      --mim off --lam-hi 2
+first/uniform  --mim off --asa uniform --lam-hi 2
+first/features --asa off"
 
 lifted() {  # NAME OPTIONS: the two lines of a base, plain and with InfoARD
     local name=$1; shift
@@ -220,18 +223,29 @@ evidence() {  # [first] [options for every run]
     else
         local common="$short --no-infoard --attacks clean,pgd,apgd --eval-subset 2000"
         grid "$TEACHERS" "$@"
-        common="$short $student --epochs 3 --teacher-nat $nets/natural/s77/best.pt
+        common="$short $student --epochs 3 --teacher-nat $nets/natural/s77/last.pt
                 --attacks clean,fgsm,pgd_sat,cw,pgd_l2" seeds="0 1 2"
-        cells=$(sed "s|$| --teacher $nets/strong/s77/best.pt|" <<< "${CONTROLS#?}"
+        cells=$(sed "s|$| --teacher $nets/strong/s77/last.pt|" <<< "${CONTROLS#?}"
             while read -r name _; do
-                lifted T1/$name --framework $name --teacher $nets/strong/s77/best.pt
+                [ $name = rslad ] || lifted T1/$name --framework $name --teacher $nets/strong/s77/last.pt
             done <<< "${PAPERS#?}"
             for name in medium weak self; do
-                lifted teacher/$name --teacher $nets/$name/s77/best.pt
+                lifted teacher/$name --teacher $nets/$name/s77/last.pt
             done)
         grid "$cells" "$@" || failed=1
+        mkdir -p $dir/T1/rslad $dir/teacher/strong
+        for name in plain infoard; do
+            cp -r $dir/controls/$name $dir/T1/rslad && cp -r $dir/controls/$name $dir/teacher/strong || failed=1
+        done
+        for name in $dir/T1/*/*/s0; do  # does APGD see what CW does not?
+            [ -e $name/eval.json ] || $PY infoard.py eval $name/last.pt --out $name --eval-subset 1000 \
+                --attacks clean,pgd_sat,cw,apgd || failed=1
+        done
     fi
-    $PY infoard.py compare $dir
+    for name in ${part:-T1 controls teacher}; do
+        $PY infoard.py compare $dir/$name || failed=1
+    done
+    [ -z $part ] || $PY infoard.py attention $dir/first --eval-subset 2000 || failed=1
     return $failed
 }
 
@@ -288,5 +302,5 @@ case "${1:-}" in
     lite) shift; setup; lite "$@" ;;
     evidence) shift; setup; evidence "$@" ;;
     cells) scale "${2:-}"; shift 2; for seed in $seeds; do cells "$seed" "$@"; done ;;
-    *) sed -n '2,12s/^# //p' "$0"; exit 2 ;;
+    *) sed -n '2,13s/^# //p' "$0"; exit 2 ;;
 esac

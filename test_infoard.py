@@ -1812,6 +1812,27 @@ def test_gains_are_paired_by_seed(tmp_path, capsys):
     text = (tmp_path / "compare.md").read_text()
     assert "gain of last on plain" in text and "best" not in text  # they are the same
 
+@given(st.lists(st.lists(st.floats(-5, 5), min_size=2, max_size=4), min_size=2, max_size=4))
+def test_a_pooled_gain_is_the_mean_over_cells_of_each_seed(gains):
+    whole = [row[:min(map(len, gains))] for row in gains]  # the seeds that all cells have
+    cells = {f"T1/{b}/infoard": {f"s{i}": dict(n=10, worst=g) for i, g in enumerate(row)}
+             for b, row in enumerate(gains)} | {"T2/x/infoard": dict(s0=dict(n=10, worst=99.0)),
+                                                "T1/0/other": dict(s0=dict(n=10, worst=99.0))}
+    found, name = extras.pooled(cells), f"T1/*/infoard ({len(gains)})"
+    assert list(found) == [name]  # neither other tables nor other cells
+    for i, column in enumerate(zip(*whole, strict=True)):
+        near(found[name][f"s{i}"]["worst"], sum(column) / len(column), 1e-9)
+    assert len(found[name]) == len(whole[0])
+
+def test_pooled_gains_stand_in_the_table(tmp_path):
+    write_results(tmp_path, {
+        "T1/a/plain/s0": 20.0, "T1/a/infoard/s0": 21.0, "T1/b/plain/s0": 10.0, "T1/b/infoard/s0": 13.0,
+        "T1/a/plain/s1": 20.0, "T1/a/infoard/s1": 23.0, "T1/b/plain/s1": 10.0, "T1/b/infoard/s1": 15.0})
+    rows, lines = extras.gains(extras.read(extras.finished(str(tmp_path))), "best")
+    # 2 and 4: mean 3, sd 1.41, 12.71/sqrt(2) times that
+    near(torch.tensor(rows["T1/*/infoard (2)"]["worst"]), torch.tensor([3.0, 12.71]), 1e-6)
+    assert ["T1/*/infoard (2)", "+3.00 ± 12.71", "500", "2"] == [lines[-1][0], lines[-1][-3], *lines[-1][-2:]]
+
 def test_comparing_needs_a_plain_partner(tmp_path, capsys):
     write_results(tmp_path, {"a/plain/s0": 1.0, "a/infoard/s1": 1.0})
     assert I.main(["compare", str(tmp_path)]) == 2
@@ -1893,21 +1914,35 @@ def test_a_failing_cell_does_not_stop_the_others(shell, tmp_path, fail):
     assert len(log) == 4 + 70 + 1 and log[-1] == "infoard.py tables runs/tables/smoke"
     assert all("--data-dir /a b" in line for line in log[:-1]) and len(set(log)) == 71
 
-def test_evidence_and_lite_run_their_grids(shell, tmp_path):
-    assert shell("evidence", "--data-dir", "/a b").wait(60) == 0
+@pytest.mark.parametrize("part, teachers, students", [("", 5, 14 + 8 * 2 + 3 * 2), ("first", 1, 5)])
+def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, students):
+    there = tmp_path / "runs/evidence"
+    for name in ("plain", "infoard"):  # what the stub does not make
+        (there / "controls" / name / "s0").mkdir(parents=True)
+    assert shell("evidence", *part.split(), "--data-dir", "/a b").wait(60) == 0
     log = (tmp_path / "log").read_text().splitlines()
     runs = [line for line in log if "--resume" in line]
     cells = [re.search(r"--out runs/evidence/(\S+)/(s\d+)", line).groups() for line in runs]
-    assert len(set(cells)) == len(runs) == 5 + (13 + 8 * 2 + 3 * 2) * 3
-    assert [line.split()[1] for line in log[-2:]] == ["compare", "attention"]
+    assert len(set(cells)) == len(runs) == teachers + students * 3
+    assert [line.split()[-1] for line in log if " compare " in line] == [
+        f"runs/evidence/{name}" for name in ([part] if part else ["T1", "controls", "teacher"])]
     for words, (cell, seed) in zip(map(str.split, runs), cells, strict=True):
         given = I.parse("train", words[2:-1])  # the stub's log has lost the quotes of "/a b"
         assert words[-2:] == ["/a", "b"] and given["seed"] == int(seed[1:])
         lifted = not re.search("plain|longer|teachers", cell)
         assert I.Config(**given).resolved().infoard == lifted
-        if "teachers" not in cell:  # all teachers are made before they are needed
-            made = ["/".join(names) for names in cells[:5]]
-            assert re.sub("runs/evidence/|/best.pt", "", given["teacher"]) in made
+        if "T1" in cell:
+            assert given["framework"] == cell.split("/")[1]
+        if "teachers" not in cell:  # its own teacher, which has been made
+            teacher = cell.split("/")[1] if "teacher/" in cell else part or "strong"
+            which = "best" if part else "last"
+            assert given["teacher"] == f"runs/evidence/teachers/{teacher}/s77/{which}.pt"
+            assert (f"teachers/{teacher}", "s77") in cells[:teachers]
+            assert part or given["teacher_nat"] == "runs/evidence/teachers/natural/s77/last.pt"
+    copies = [there / a / b for a in ("T1/rslad", "teacher/strong") for b in ("plain", "infoard")]
+    assert all(folder.is_dir() != bool(part) for folder in copies)
+    checked = [line for line in log if " eval " in line and "apgd" in line]
+    assert len(checked) == 2 * (not part) and ("attention" in log[-1]) == bool(part)
     assert shell("lite").wait(60) == 0
     lite = [line for line in (tmp_path / "log").read_text().splitlines() if "runs/lite" in line]
     assert len(lite) == 1 + 12 * 3 + 12 + 1 and not any(line.endswith(" ") for line in lite[:37])
@@ -1993,17 +2028,24 @@ def test_tables_of_the_readme_are_generated_from_results(folder, shown, tmp_path
     made = (tmp_path / "r" / "tables.md").read_text()
     assert made == kept and set(shown.split("\n\n")) - {""} <= set(made.strip().split("\n\n"))
 
-def test_evidence_of_the_readme_is_generated_from_results(tmp_path):
-    shutil.copytree(RESULTS / "evidence", tmp_path / "r")
-    kept = (tmp_path / "r" / "compare.md").read_text()
+EVIDENCE = re.findall(r"<!-- compare (\S+) -->\n\n(.*?)\n\n<!-- end -->", README, re.S)
+
+@pytest.mark.parametrize("folder, shown", EVIDENCE, ids=[folder for folder, _ in EVIDENCE])
+def test_gains_of_the_readme_are_generated_from_results(folder, shown, tmp_path):
+    shutil.copytree(RESULTS / "evidence" / folder, tmp_path / "r")
+    kept = (tmp_path / "r/compare.md").read_text()
     extras.run_compare(str(tmp_path / "r"))
-    assert (tmp_path / "r" / "compare.md").read_text() == kept
-    shown = re.findall(r"<!-- compare -->\n\n(.*?)\n\n<!-- end -->", README, re.S)
-    assert shown and set("\n\n".join(shown).split("\n\n")) <= set(kept.strip().split("\n\n"))
-    assert f"<!-- attention -->\n\n{(RESULTS / 'evidence/attention.md').read_text()}" in README
-    done = python(f"import sys; sys.path[:0] = [{str(RESULTS / 'evidence')!r}]\n"
-                  "import search; print(search.table())", tmp_path)
-    assert done.stdout.strip() in (RESULTS / "evidence/README.md").read_text()
+    assert (tmp_path / "r/compare.md").read_text() == kept
+    assert set(shown.split("\n\n")) <= set(kept.strip().split("\n\n"))
+
+def test_evidence_of_the_readme_is_generated_from_results(tmp_path):
+    assert [folder for folder, _ in EVIDENCE] == ["T1", "controls", "teacher", "first"]
+    assert f"<!-- attention -->\n\n{(RESULTS / 'evidence/first/attention.md').read_text()}" in README
+    for file in ("search.jsonl", "search2.jsonl"):
+        done = python(f"import sys; sys.path[:0] = [{str(RESULTS / 'evidence')!r}]\n"
+                      f"import search; print(search.table({file!r}))", tmp_path)
+        assert done.returncode == 0 and done.stdout.startswith("| tried"), done.stderr
+        assert done.stdout.strip() in (RESULTS / "evidence/README.md").read_text()
 
 COSTS = re.findall(r"<!-- costs (\S+) -->\n\n(.*?)\n\n<!-- end -->", README, re.S)
 
@@ -2025,6 +2067,14 @@ def test_figures_are_drawn_again(desk):
     assert [f.name for f in files] == ["curves.pdf", "curves.png", "sheet.pdf", "sheet.png"]
     assert all(f.stat().st_size > 5000 for f in files)
     assert all(np.array(Image.open(f).convert("L")).std() > 5 for f in files[1::2])  # not blank
+
+def test_without_validation_the_log_is_json_and_best_is_the_last(lab, tmp_path):
+    found = run(tmp_path, teacher=lab.teacher, val_size=0, figures=True, attacks="clean,pgd")
+    log = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "log.jsonl").open()]  # no NaN
+    assert len(log) == 2 and not any("val_clean" in row for row in log)
+    assert found["best"] == found["last"] and found["best"]["epoch"] == 2
+    curves = np.array(Image.open(tmp_path / "figures/curves.png").convert("L"))
+    assert curves.std() > 5
 
 def test_export_holds_the_evaluated_weights_and_no_critics(desk):
     assert I.main(["export", "done/last.pt"]) == 0
