@@ -1812,17 +1812,19 @@ def test_gains_are_paired_by_seed(tmp_path, capsys):
     text = (tmp_path / "compare.md").read_text()
     assert "gain of last on plain" in text and "best" not in text  # they are the same
 
-@given(st.lists(st.lists(st.floats(-5, 5), min_size=2, max_size=4), min_size=2, max_size=4))
+@given(st.lists(st.dictionaries(st.integers(0, 4), st.floats(-5, 5), min_size=1), min_size=2, max_size=4))
 def test_a_pooled_gain_is_the_mean_over_cells_of_each_seed(gains):
-    whole = [row[:min(map(len, gains))] for row in gains]  # the seeds that all cells have
-    cells = {f"T1/{b}/infoard": {f"s{i}": dict(n=10, worst=g) for i, g in enumerate(row)}
-             for b, row in enumerate(gains)} | {"T2/x/infoard": dict(s0=dict(n=10, worst=99.0)),
-                                                "T1/0/other": dict(s0=dict(n=10, worst=99.0))}
-    found, name = extras.pooled(cells), f"T1/*/infoard ({len(gains)})"
-    assert list(found) == [name]  # neither other tables nor other cells
-    for i, column in enumerate(zip(*whole, strict=True)):
-        near(found[name][f"s{i}"]["worst"], sum(column) / len(column), 1e-9)
-    assert len(found[name]) == len(whole[0])
+    common = set.intersection(*map(set, gains))  # the seeds that all cells have
+    cells = {f"T1/{b}/infoard": {f"s{i}": dict(n=10, worst=v, clean=-v) for i, v in row.items()}
+             for b, row in enumerate(gains)}
+    alone = dict(s0=dict(n=10, worst=99.0))
+    found = extras.pooled(cells | {"T2/x/infoard": alone, "T1/0/other": alone})
+    assert list(found) == [f"T1/*/infoard ({len(gains)})"] * bool(common)  # no other table, no other cell
+    for means in found.values():
+        assert set(means) == {f"s{i}" for i in common}
+        for i in common:
+            mean = sum(row[i] for row in gains) / len(gains)
+            near(torch.tensor([means[f"s{i}"][k] for k in ("worst", "clean")]), torch.tensor([mean, -mean]), 1e-6)
 
 def test_pooled_gains_stand_in_the_table(tmp_path):
     write_results(tmp_path, {
