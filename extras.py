@@ -240,7 +240,8 @@ def figure_gains(figure, rows: dict[str, dict[str, tuple[float, float]]]) -> Non
         mean, half = np.array([row[what] for row in rows.values()]).T
         ax.errorbar(mean, places, xerr=half, fmt="o", ms=3, lw=1, color="C0")
         ax.axvline(0, color="0.3", lw=0.8)
-        ax.set(yticks=places, yticklabels=rows, xlabel=f"gain in {what} accuracy (points)")
+        ax.set(yticks=places, yticklabels=rows, ylim=(places[-1] - 0.6, 0.6),
+               xlabel=f"gain in {what} accuracy (points)")
 
 STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
          "grid.alpha": 0.25, "legend.frameon": False, "savefig.dpi": 200, "pdf.fonttype": 42}

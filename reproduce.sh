@@ -238,7 +238,7 @@ evidence() {  # [first] [options for every run]
             cp -r $dir/controls/$name $dir/T1/rslad && cp -r $dir/controls/$name $dir/teacher/strong || failed=1
         done
         for name in $dir/T1/*/*/s0; do  # does APGD see what CW does not?
-            [ -e $name/eval.json ] || $PY infoard.py eval $name/last.pt --out $name --eval-subset 1000 \
+            [ -e $name/eval.json ] || $PY infoard.py eval $name/last.pt --out $name --eval-subset 500 \
                 --attacks clean,pgd_sat,cw,apgd || failed=1
         done
     fi

@@ -2030,6 +2030,14 @@ def test_tables_of_the_readme_are_generated_from_results(folder, shown, tmp_path
     made = (tmp_path / "r" / "tables.md").read_text()
     assert made == kept and set(shown.split("\n\n")) - {""} <= set(made.strip().split("\n\n"))
 
+def test_kept_teachers_are_robust_nets():
+    x, y = SMALL.x_test[:8, :, ::2, ::2] / 255, SMALL.y_test[:8]
+    for name in ("strong", "medium"):
+        net = I.load_teacher(str(RESULTS / f"evidence/teachers/{name}.pt"), None, 10, size=16)
+        hard = I.pgd_ce(net, x, y, threat=I.Threat(8 / 255, 2 / 255, 10))
+        lost = I.margin(I.predict(net, x), y) - I.margin(I.predict(net, hard), y)
+        assert 0 < lost.mean() < 5  # a robust net: an undefended one loses far more
+
 EVIDENCE = re.findall(r"<!-- compare (\S+) -->\n\n(.*?)\n\n<!-- end -->", README, re.S)
 
 @pytest.mark.parametrize("folder, shown", EVIDENCE, ids=[folder for folder, _ in EVIDENCE])
