@@ -2036,7 +2036,7 @@ def test_kept_teachers_are_robust_nets():
         net = I.load_teacher(str(RESULTS / f"evidence/teachers/{name}.pt"), None, 10, size=16)
         hard = I.pgd_ce(net, x, y, threat=I.Threat(8 / 255, 2 / 255, 10))
         lost = I.margin(I.predict(net, x), y) - I.margin(I.predict(net, hard), y)
-        assert 0 < lost.mean() < 5  # a robust net: an undefended one loses far more
+        assert 0 < lost.mean() < 2  # 0.7; the undefended net of the same images loses 5.6
 
 EVIDENCE = re.findall(r"<!-- compare (\S+) -->\n\n(.*?)\n\n<!-- end -->", README, re.S)
 
