@@ -113,7 +113,7 @@ def difference(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), quantile * float(np.std(values, ddof=n > 1)) / math.sqrt(n)
 
 def paired(results: dict, which: str, to: str) -> dict[str, dict]:
-    """{cell: {seed: {metric: difference to the cell of that name beside it}}}, and n, the images."""
+    """{cell: {seed: {metric: difference to the cell of that name beside it}}}, and n (images)."""
     cells = {}
     for cell, runs in results.items():
         base = results.get(re.sub(r"[^/]+$", to, cell), {})
@@ -139,8 +139,8 @@ def pooled(cells: dict[str, dict]) -> dict[str, dict]:
     return means
 
 def gains(results: dict, which: str, to: str = "plain") -> tuple[dict[str, dict], list[list[str]]]:
-    """{cell: {metric: mean difference to the cell of that name beside it, half an interval}}, and the
-    same as a table; "a/*/c (n)" is the mean over n cells a/b/c of each seed."""
+    """{cell: {metric: (mean difference to the cell of that name beside it, half an interval)}},
+    and the same as a table; "a/*/c (n)" is the mean over n cells a/b/c of each seed."""
     cells = paired(results, which, to)
     cells |= pooled(cells)
     rows = {cell: {k: difference([d[k] for d in seeds.values()]) for k in I.METRICS
