@@ -125,7 +125,7 @@ def paired(results: dict, which: str, to: str) -> dict[str, dict]:
     return cells
 
 def pooled(cells: dict[str, dict]) -> dict[str, dict]:
-    """"a/*/c (n)" of the n > 1 cells a/b/c: their mean, for each seed that all of them have."""
+    """Means over n > 1 cells a/b/c, named "a/*/c (n)", for each seed that all of them have."""
     groups, means = {}, {}
     for cell, seeds in cells.items():
         groups.setdefault(re.sub(r"[^/]+/([^/]+)$", r"*/\1", cell), []).append(seeds)
@@ -201,7 +201,7 @@ def figure_curves(figure, log: list[dict], results: dict) -> None:
     figure.set_size_inches(9, 1.9)
     *axes, over_eps = figure.subplots(1, len(panels) + 1)
     for ax, (title, keys) in zip(axes, panels.items(), strict=True):
-        for k in (k for k in keys if k in rows):
+        for k in [k for k in keys if k in rows]:
             ax.plot(rows["epoch"], rows[k] * (255 if k == "eps" else 1), label=k)
         ax.set(xlabel="epoch", ylabel=title)
         ax.legend()

@@ -646,6 +646,7 @@ def natural(step: Step) -> Tensor:
     return F.cross_entropy(step.s, step.y)
 
 def at(step: Step) -> Tensor:
+    """Adversarial training, CE(S(x'),y): no teacher but for InfoARD's strengths and features."""
     step.attack(ce_objective(step.student, step.y))
     return F.cross_entropy(step.s_adv, step.y)
 
@@ -1333,8 +1334,7 @@ class Run:
         row = dict(epoch=at["epoch"], lr=self.optimizer.param_groups[0]["lr"],
                    **{k: summed(v).item() / (n // self.ranks * self.ranks)
                       for k, v in at["sums"].items()},
-                   **val, images_per_s=round(images / seconds, 1),
-                   seconds=round(at["seconds"], 1))
+                   **val, images_per_s=round(images / seconds, 1), seconds=round(at["seconds"], 1))
         at["history"].append(row)
         score = row.get(SCORES.get(cfg.framework, "val_pgd"), 0.0)
         if score > at["best"] or not len(x):
