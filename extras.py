@@ -82,15 +82,18 @@ def finished(folder: str) -> dict[str, dict[str, Path]]:
     I.require(cells, f"no finished runs (results.json) below {folder}")
     return cells
 
-def read(cells: dict[str, dict[str, Path]], name: str = "results.json") -> dict:
-    """The same cells with that file of each run."""
-    return {cell: {seed: json.loads((run / name).read_text()) for seed, run in runs.items()}
-            for cell, runs in cells.items()}
+def read(cells: dict[str, dict[str, Path]]) -> dict:
+    """The same cells with the results of each run; eval: what `eval --out` has measured there since."""
+    def content(run: Path) -> dict:
+        more = run / "eval.json"
+        later = dict(eval=json.loads(more.read_text())) if more.exists() else {}
+        return json.loads((run / "results.json").read_text()) | later
+    return {cell: {seed: content(run) for seed, run in runs.items()} for cell, runs in cells.items()}
 
 def run_tables(folder: str) -> None:
     """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
     cells = read(finished(folder))
-    tables = [t for which in ("best", "last", "transfer") if (t := table(cells, which))[1:]]
+    tables = [t for which in ("best", "last", "transfer", "eval") if (t := table(cells, which))[1:]]
     warnings = [f"warning, gradients may be masked: {cell + '/' * seeded + seed * seeded}: {w}"
                 for cell, runs in cells.items() for seed, results in runs.items()
                 for seeded in [re.fullmatch(r"s\d+", seed) is not None]
@@ -112,16 +115,23 @@ def difference(values: list[float]) -> tuple[float, float]:
     quantile = [math.nan, *T975][n - 1] if n <= 11 else 1.96 + 2.8 / (n - 1)  # to 0.02 above 10
     return float(np.mean(values)), quantile * float(np.std(values, ddof=n > 1)) / math.sqrt(n)
 
+def signed(mean: float, half: float) -> str:
+    """A difference with half its interval, if it has one."""
+    return f"{mean:+.2f}" + f" ± {half:.2f}" * (half == half)
+
 def paired(results: dict, which: str, to: str) -> dict[str, dict]:
-    """{cell: {seed: {metric: difference to the cell of that name beside it}}}, and n (images)."""
+    """{cell: {seed: {metric: difference to the cell of that name beside it}}}, and n; of results of
+    as many images, `worst` where both were attacked in the same ways."""
     cells = {}
     for cell, runs in results.items():
         base = results.get(re.sub(r"[^/]+$", to, cell), {})
         for seed, r in runs.items():
             a, b = base.get(seed, {}).get(which), r.get(which)
-            if a and b and runs is not base:
+            if a and b and runs is not base and a["n"] == b["n"]:
+                known = [{k for k in I.METRICS if one.get(k) is not None} for one in (a, b)]
+                other = {"worst", "worst_class"} if known[0] != known[1] else set()
                 cells.setdefault(cell, {})[seed] = dict(n=b["n"]) | {
-                    k: b[k] - a[k] for k in I.METRICS if None not in (a.get(k), b.get(k))}
+                    k: b[k] - a[k] for k in known[0] & known[1] - other}
     return cells
 
 def pooled(cells: dict[str, dict]) -> dict[str, dict]:
@@ -146,7 +156,7 @@ def gains(results: dict, which: str, to: str = "plain") -> tuple[dict[str, dict]
     rows = {cell: {k: difference([d[k] for d in seeds.values()]) for k in I.METRICS
                    if all(k in d for d in seeds.values())} for cell, seeds in cells.items()}
     used = [k for k in I.METRICS if any(k in row for row in rows.values())]
-    lines = [[cell, *("{:+.2f} ± {:.2f}".format(*row[k]) if k in row else "-" for k in used),
+    lines = [[cell, *(signed(*row[k]) if k in row else "-" for k in used),
               "/".join(sorted({f"{d['n']:.0f}" for d in cells[cell].values()})),
               str(len(cells[cell]))] for cell, row in rows.items()]
     return rows, [[f"gain of {which} on {to} (points)", *used, "n", "seeds"], *lines]
@@ -156,7 +166,7 @@ def run_compare(folder: str) -> None:
     paired by seed, in points, with 95% intervals over seeds; as tables and a figure."""
     results = read(finished(folder))
     found = {(which, to): gains(results, which, to)
-             for to in ("plain", "uniform") for which in ("last", "best")}
+             for to in ("plain", "uniform") for which in ("last", "best", "eval")}
     rows = found["last", "plain"][0]
     I.require(rows, f"no cell below {folder} with a last epoch of a seed that plain has too")
     tables = []

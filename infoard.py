@@ -898,8 +898,7 @@ def infer_arch(state: dict[str, Tensor]) -> tuple[str, dict]:
 
 def load_weights(path: str | Path, arch="", size: int = 32, norm: str = "none") -> nn.Module:
     """A net from any state-dict file: unwrapped, architecture from the keys, strictly loaded."""
-    file = load_tensors(path)
-    state, normaliser = unwrap(file)
+    state, normaliser = unwrap(file := load_tensors(path))
     name, options = infer_arch(state)
     arch = arch or (file["config"]["student"] if file.get("format") == "infoard-1" else name)
     require(arch.startswith(name), f"holds a {name}, not the {arch} asked for")
@@ -1402,8 +1401,9 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
 
 def same_settings(old: dict, cfg: Config) -> None:
     """One line, if a run was begun with other settings than these (its machine and files apart)."""
-    free = ("device out resume figures progress attacks eval_subset eval_batch data_dir download "
-            "compile transfer").split()
+    idle = "" if cfg.infoard else "asa lam_lo lam_hi steps_lo mim w_feat w_att w_rel tau"
+    free = (idle + " device out resume figures progress attacks eval_subset eval_batch data_dir "
+            "download compile transfer").split()
     old = asdict(Config()) | old  # what was no option then
     for name, value in asdict(cfg).items():
         require(name in free or old[name] == value, f"{cfg.out} was made with --"

@@ -208,12 +208,17 @@ lifted() {  # NAME OPTIONS: the two lines of a base, plain and with InfoARD
     echo "$name/infoard $*"
 }
 
+look() {  # RUN IMAGES ATTACKS: eval.json of a finished run, once
+    [ -e $1/eval.json ] || $PY infoard.py eval $1/last.pt --out $1 --eval-subset $2 --attacks $3
+}
+
 evidence() {  # [first] [options for every run]
     local dir=runs/evidence seeds=77 name cells failed=0 part=""
     [ "${1:-}" != first ] || { part=first; shift; }
     local nets=$dir/teachers same="--image-size 16 --no-figures --no-progress"
     local short="$same --steps 3 --step-size 4/255" long="$same --steps 5"
     local student="--student tiny --lr 0.4 --val-size 0 --eval-subset 0"
+    local kinds=noise,shot,impulse,blur,bright,contrast,pixelate,jpeg
     if [ $part ]; then
         local common="$long --no-infoard --attacks clean,pgd,apgd --eval-subset 2000"
         grid "teachers/first --student wrn_10_2 --framework trades --epochs 20" "$@"
@@ -233,16 +238,18 @@ evidence() {  # [first] [options for every run]
                 lifted teacher/$name --teacher $nets/$name/s77/last.pt
             done)
         grid "$cells" "$@" || failed=1
-        mkdir -p $dir/T1/rslad $dir/teacher/strong
-        for name in plain infoard; do
-            cp -r $dir/controls/$name $dir/T1/rslad && cp -r $dir/controls/$name $dir/teacher/strong || failed=1
+        for name in T1/rslad teacher/strong attacks; do
+            mkdir -p $dir/$name
+            cp -r $dir/controls/{plain,infoard} $dir/$name || failed=1
         done
         for name in $dir/T1/*/*/s0; do  # does APGD see what CW does not?
-            [ -e $name/eval.json ] || $PY infoard.py eval $name/last.pt --out $name --eval-subset 500 \
-                --attacks clean,pgd_sat,cw,apgd || failed=1
+            look $name 500 clean,pgd_sat,cw,apgd || failed=1
+        done
+        for name in $dir/attacks/*/s?; do
+            look $name 0 clean,pgd_sat,cw,apgd,pgd_l2,corrupt,$kinds || failed=1
         done
     fi
-    for name in ${part:-T1 controls teacher}; do
+    for name in ${part:-T1 controls teacher attacks}; do
         $PY infoard.py compare $dir/$name || failed=1
     done
     [ -z $part ] || $PY infoard.py attention $dir/first --eval-subset 2000 || failed=1

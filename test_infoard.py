@@ -996,6 +996,20 @@ def test_finished_run_is_not_run_again(lab, monkeypatch):
     with pytest.raises(I.InfoardError, match="--w-feat"):  # nor are its results those of others
         I.train(I.Config(**BASE, teacher=teacher, out=done, ema=0.9, w_att=0.05, w_feat=0.7))
 
+def test_a_plain_run_is_not_bound_by_settings_of_infoard():
+    other = dict(asa="off", lam_lo=0.5, lam_hi=9.0, steps_lo=1, mim="off", w_feat=9.0, w_att=9.0, w_rel=9.0, tau=9.0)
+    for name, value in other.items():
+        for infoard in (False, True):
+            cfg = I.Config(infoard=infoard).resolved()
+            then = vars(cfg) | {name: value}
+            if infoard:
+                with pytest.raises(I.InfoardError, match=name.replace("_", "-")):
+                    I.same_settings(then, cfg)
+            else:
+                assert I.same_settings(then, cfg) is None
+                with pytest.raises(I.InfoardError, match="--infoard"):  # and what was lifted is not plain
+                    I.same_settings(then | dict(infoard=True), cfg)
+
 @pytest.mark.parametrize("changed", [dict(resume=False), dict(lr=0.02), dict(batch_size=32),
     dict(seed=4),
                                      dict(student="tiny_wide"), dict(eps=4 / 255)], ids=str)
@@ -1803,8 +1817,8 @@ def test_gains_are_paired_by_seed(tmp_path, capsys):
     assert rows["gain of best on plain (points)"][-2:] == ["n", "seeds"]
     # +1, +2, +3: mean 2, sd 1, 4.30/sqrt(3) times that; a seed without a partner does not count
     assert rows["T2/asa"] == ["+0.00 ± 0.00", "+2.00 ± 2.48", "500", "3"]
-    assert rows["T2/one"] == ["+0.00 ± nan", "+3.00 ± nan", "500", "1"] and "+3.00 ± 3.72" in last
-    assert last.startswith("| gain of last on plain") and "on uniform" in uniform and uniform.count("+5.00 ± nan") == 1 and "T2/plain" in uniform
+    assert rows["T2/one"] == ["+0.00", "+3.00", "500", "1"] and  "+3.00 ± 3.72" in last
+    assert last.startswith("| gain of last on plain") and "on uniform" in uniform and uniform.count("| +5.00 ") == 1 and "T2/plain" in uniform
     assert np.array(Image.open(tmp_path / "figures/gains.png").convert("L")).std() > 5
     for file in tmp_path.rglob("results.json"):
         I.save(file, dict.fromkeys(("last", "best"), json.loads(file.read_text())["best"]))
@@ -1834,6 +1848,20 @@ def test_pooled_gains_stand_in_the_table(tmp_path):
     # 2 and 4: mean 3, sd 1.41, 12.71/sqrt(2) times that
     near(torch.tensor(rows["T1/*/infoard (2)"]["worst"]), torch.tensor([3.0, 12.71]), 1e-6)
     assert ["T1/*/infoard (2)", "+3.00 ± 12.71", "500", "2"] == [lines[-1][0], lines[-1][-3], *lines[-1][-2:]]
+
+def test_what_eval_adds_is_compared_where_it_is_alike(tmp_path):
+    write_results(tmp_path, {"plain/s0": 20.0, "plain/s1": 20.0, "plain/s2": 20.0, "asa/s0": 21.0, "asa/s1": 21.0,
+                             "asa/s2": 21.0})
+    later = {"plain/s0": (9, dict(cw=5.0, worst=5.0)), "asa/s0": (9, dict(cw=7.0, worst=7.0)),
+             "plain/s1": (9, dict(cw=5.0, worst=5.0)), "asa/s1": (9, dict(cw=8.0, apgd=6.0, worst=6.0)),
+             "plain/s2": (9, dict(cw=5.0, worst=5.0)), "asa/s2": (8, dict(cw=50.0, worst=50.0))}
+    for run, (n, found) in later.items():
+        I.save(tmp_path / run / "eval.json", found | dict(n=n, ci95={}, warnings=[]))
+    results = extras.read(extras.finished(str(tmp_path)))
+    found = extras.paired(results, "eval", "plain")  # not of other images, not the worst of other attacks
+    assert found == dict(asa=dict(s0=dict(n=9, cw=2.0, worst=2.0), s1=dict(n=9, cw=3.0)))
+    extras.run_tables(str(tmp_path))
+    assert "| eval (%)" in (tmp_path / "tables.md").read_text()
 
 def test_comparing_needs_a_plain_partner(tmp_path, capsys):
     write_results(tmp_path, {"a/plain/s0": 1.0, "a/infoard/s1": 1.0})
@@ -1927,7 +1955,7 @@ def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, stud
     cells = [re.search(r"--out runs/evidence/(\S+)/(s\d+)", line).groups() for line in runs]
     assert len(set(cells)) == len(runs) == teachers + students * 3
     assert [line.split()[-1] for line in log if " compare " in line] == [
-        f"runs/evidence/{name}" for name in ([part] if part else ["T1", "controls", "teacher"])]
+        f"runs/evidence/{name}" for name in ([part] if part else ["T1", "controls", "teacher", "attacks"])]
     for words, (cell, seed) in zip(map(str.split, runs), cells, strict=True):
         given = I.parse("train", words[2:-1])  # the stub's log has lost the quotes of "/a b"
         assert words[-2:] == ["/a", "b"] and given["seed"] == int(seed[1:])
@@ -1941,10 +1969,12 @@ def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, stud
             assert given["teacher"] == f"runs/evidence/teachers/{teacher}/s77/{which}.pt"
             assert (f"teachers/{teacher}", "s77") in cells[:teachers]
             assert part or given["teacher_nat"] == "runs/evidence/teachers/natural/s77/last.pt"
-    copies = [there / a / b for a in ("T1/rslad", "teacher/strong") for b in ("plain", "infoard")]
+    copies = [there / a / b for a in ("T1/rslad", "teacher/strong", "attacks") for b in ("plain", "infoard")]
     assert all(folder.is_dir() != bool(part) for folder in copies)
     checked = [line for line in log if " eval " in line and "apgd" in line]
-    assert len(checked) == 2 * (not part) and ("attention" in log[-1]) == bool(part)
+    assert [re.search("subset \\d+", line)[0] for line in checked] == (
+        [] if part else 2 * ["subset 500"] + 2 * ["subset 0"])
+    assert ("attention" in log[-1]) == bool(part)
     assert shell("lite").wait(60) == 0
     lite = [line for line in (tmp_path / "log").read_text().splitlines() if "runs/lite" in line]
     assert len(lite) == 1 + 12 * 3 + 12 + 1 and not any(line.endswith(" ") for line in lite[:37])
