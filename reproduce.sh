@@ -234,6 +234,9 @@ evidence() {  # [first] [options for every run]
             while read -r name _; do
                 [ $name = rslad ] || lifted T1/$name --framework $name --teacher $nets/strong/s77/last.pt
             done <<< "${PAPERS#?}"
+            for name in at trades; do  # as long as InfoARD takes, whose teacher they lack
+                echo "T1/$name/longer --framework $name --no-infoard --epochs 5"
+            done
             for name in medium weak self; do
                 lifted teacher/$name --teacher $nets/$name/s77/last.pt
             done)
