@@ -7,7 +7,8 @@ What is tried (nothing: ''), each with its weight or value: label: CE(S(x'), y) 
 much as the teacher lacks, 1 - p_T(y); resp: KL(T(x') - T(x) || S(x') - S(x)), the response; dec, decc:
 KL of the teacher's sharpened labels, softmax(T(x)/0.5), to S(x') or S(x); sharp: the teacher's logits
 over this temperature, everywhere; fix: the teacher's top class and the true one swapped where it errs;
-ramp: ASA's strength grows over this share of training; clean: MIM looks at S(x), not S(x').
+ramp: ASA's strength grows over this share of training; clean: MIM looks at S(x), not S(x'); both: at
+T(x'), not T(x); grow, fall: its weight rises from 0 or falls to 0 along a line.
 It prints accuracies of the last epoch in per cent and keeps them in runs/search/NAME/sSEED.json.
 """
 import json
@@ -62,6 +63,15 @@ def try_out(x: dict, framework: str, now: dict) -> None:
     if "clean" in x:
         changed("s", lambda step: step.tap("student_taps", I.full(step.student(step.x))))
         changed("s_adv", lambda step: I.full(step.student(step.x_adv)))
+    if "both" in x:
+        changed("t", lambda step: I.predict(step.teacher, step.x))
+        changed("t_adv", lambda step: step.tap("teacher_taps", I.predict(step.teacher, step.x_adv)))
+        passed = I.Step.s_adv.func
+        changed("s_adv", lambda step: (step.t_adv, passed(step))[1])
+    if {"grow", "fall"} & set(x):
+        whole = I.InfoARD.loss
+        I.InfoARD.loss = lambda info, *maps: whole(info, *maps) * (
+            now["share"] if "grow" in x else 1 - now["share"])
     if "ramp" in x:
         usual = I.instance_strength
         I.instance_strength = lambda signal, **more: usual(
