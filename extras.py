@@ -45,15 +45,38 @@ def spread(values: list[float | None]) -> str:
     text = f"{np.mean(values):.2f}" if values and None not in values else "-"
     return text + (f" ± {np.std(values, ddof=1):.2f}" if text != "-" and values[1:] else "")
 
+def comparable(a: dict, b: dict) -> bool:
+    """Whether two results are of as many images, the same radii, kind of checkpoint and source."""
+    def how(r):
+        made = r.get("settings", {})
+        return [r["n"], Path(r.get("checkpoint", "")).name,
+                *(made.get(k) for k in ("eps", "eps_l2", "teacher_nat"))]
+    return how(a) == how(b)
+
+def paired(results: dict, which: str, to: str) -> dict[str, dict]:
+    """{cell: {seed: {metric: difference to the cell of that name beside it}}}, and n, of results
+    that are comparable; `worst` if both are the worst of the same attacks."""
+    cells, inside = {}, {*I.ATTACKS, "apgd", "aa"} - set(I.OUTSIDE)
+    for cell, runs in results.items():
+        base = results.get(re.sub(r"[^/]+$", to, cell), {})
+        for seed, r in runs.items():
+            a, b = base.get(seed, {}).get(which), r.get(which)
+            if a and b and runs is not base and comparable(a, b):
+                known = [{k for k in I.METRICS if one.get(k) is not None} for one in (a, b)]
+                differ = (known[0] ^ known[1]) & inside
+                cells.setdefault(cell, {})[seed] = dict(n=b["n"]) | {
+                    k: b[k] - a[k] for k in known[0] & known[1]
+                    if not (differ and k.startswith("worst"))}
+    return cells
+
 def table(cells: dict[str, dict], which: str = "best") -> list[list[str]]:
     """A header and a line for each cell {name: {seed: {which: result of evaluate}}}; gain: of
     `worst` on the cell named plain beside it, paired by seed. Empty columns are left out."""
     rows, columns = {}, (*I.METRICS, "gain", "n", "seeds")
+    found = paired(cells, which, "plain")
     cells = {k: {s: r[which] for s, r in runs.items() if which in r} for k, runs in cells.items()}
     for name, runs in ((k, runs) for k, runs in cells.items() if runs):
-        plain = cells.get(re.sub(r"[^/]+$", "plain", name), {})
-        gains = [r["worst"] - plain[seed]["worst"] for seed, r in runs.items()
-                 if plain is not runs and "worst" in r and "worst" in plain.get(seed, {})]
+        gains = [d["worst"] for d in found.get(name, {}).values() if "worst" in d]
         rows[name] = {m: spread([r.get(m) for r in runs.values()]) for m in I.METRICS} | dict(
             gain=spread(gains), n="/".join(sorted({str(r["n"]) for r in runs.values()})),
             seeds=str(len(runs)))
@@ -83,21 +106,22 @@ def finished(folder: str) -> dict[str, dict[str, Path]]:
     return cells
 
 def read(cells: dict[str, dict[str, Path]]) -> dict:
-    """The same cells with the results of each run; eval: what `eval --out` has measured there since."""
+    """The same cells with each run's results; eval: what `eval --out` has measured there since."""
     def content(run: Path) -> dict:
+        found = json.loads((run / "results.json").read_text())
         more = run / "eval.json"
-        later = dict(eval=json.loads(more.read_text())) if more.exists() else {}
-        return json.loads((run / "results.json").read_text()) | later
-    return {cell: {seed: content(run) for seed, run in runs.items()} for cell, runs in cells.items()}
+        return found | (dict(eval=json.loads(more.read_text())) if more.exists() else {})
+    return {cell: {s: content(run) for s, run in runs.items()} for cell, runs in cells.items()}
 
 def run_tables(folder: str) -> None:
     """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
     cells = read(finished(folder))
-    tables = [t for which in ("best", "last", "transfer", "eval") if (t := table(cells, which))[1:]]
+    names = ("best", "last", "transfer", "eval")
+    tables = [t for which in names if (t := table(cells, which))[1:]]
     warnings = [f"warning, gradients may be masked: {cell + '/' * seeded + seed * seeded}: {w}"
                 for cell, runs in cells.items() for seed, results in runs.items()
                 for seeded in [re.fullmatch(r"s\d+", seed) is not None]
-                for w in results.get("best", {}).get("warnings", ())]
+                for which in ("best", "eval") for w in results.get(which, {}).get("warnings", ())]
     content = dict(
         md="\n\n".join([*map(markdown, tables), *["\n".join(warnings)] * bool(warnings)]),
         tex="\n\n".join(map(latex, tables)),
@@ -118,21 +142,6 @@ def difference(values: list[float]) -> tuple[float, float]:
 def signed(mean: float, half: float) -> str:
     """A difference with half its interval, if it has one."""
     return f"{mean:+.2f}" + f" ± {half:.2f}" * (half == half)
-
-def paired(results: dict, which: str, to: str) -> dict[str, dict]:
-    """{cell: {seed: {metric: difference to the cell of that name beside it}}}, and n; of results of
-    as many images, `worst` where both were attacked in the same ways."""
-    cells = {}
-    for cell, runs in results.items():
-        base = results.get(re.sub(r"[^/]+$", to, cell), {})
-        for seed, r in runs.items():
-            a, b = base.get(seed, {}).get(which), r.get(which)
-            if a and b and runs is not base and a["n"] == b["n"]:
-                known = [{k for k in I.METRICS if one.get(k) is not None} for one in (a, b)]
-                other = {"worst", "worst_class"} if known[0] != known[1] else set()
-                cells.setdefault(cell, {})[seed] = dict(n=b["n"]) | {
-                    k: b[k] - a[k] for k in known[0] & known[1] - other}
-    return cells
 
 def pooled(cells: dict[str, dict]) -> dict[str, dict]:
     """Means over n > 1 cells a/b/c, named "a/*/c (n)", for each seed that all of them have."""
@@ -168,7 +177,8 @@ def run_compare(folder: str) -> None:
     found = {(which, to): gains(results, which, to)
              for to in ("plain", "uniform") for which in ("last", "best", "eval")}
     rows = found["last", "plain"][0]
-    I.require(rows, f"no cell below {folder} with a last epoch of a seed that plain has too")
+    I.require(rows, f"no cell below {folder} with a last epoch of a seed that plain has too, seen "
+              "by as many images")
     tables = []
     for _, lines in found.values():  # best is not shown where it is the last
         if lines[1:] and lines[1:] not in [shown[1:] for shown in tables]:
@@ -247,7 +257,7 @@ def figure_gains(figure, rows: dict[str, dict[str, tuple[float, float]]]) -> Non
     figure.set_size_inches(6.5, 0.6 + 0.19 * len(rows))
     places = -np.arange(len(rows))
     for ax, what in zip(figure.subplots(1, 2, sharey=True), ("worst", "clean"), strict=True):
-        mean, half = np.array([row[what] for row in rows.values()]).T
+        mean, half = np.array([row.get(what, (math.nan, 0)) for row in rows.values()]).T
         ax.errorbar(mean, places, xerr=half, fmt="o", ms=3, lw=1, color="C0")
         ax.axvline(0, color="0.3", lw=0.8)
         ax.set(yticks=places, yticklabels=rows, ylim=(places[-1] - 0.6, 0.6),
@@ -568,7 +578,8 @@ def run_curve(folder: str) -> None:
                          for name in ("results.json", "config.json"))
         I.require(runs and configs, f"no finished run (s0, s1, ...) beside {file}")
         made = configs[0]["settings"]
-        kind = "schedule" if made["steps_lo"] else "infoard" if made["infoard"] else "plain"
+        lifted = "schedule" if made["steps_lo"] else "infoard"
+        kind = lifted if made["infoard"] else "plain"
         ms = json.loads(file.read_text())["rows"][f"{made['framework']}/{kind}"]["ms"]
         rows.append((ms, file.parent.name,
                      *([r["best"][k] for r in runs] for k in ("clean", "worst"))))

@@ -1505,7 +1505,7 @@ def settings(path: str, given: dict) -> dict:
 
 def run_eval(path: str, **given) -> None:
     """Evaluate any checkpoint; --out: keep eval.json there; --teacher-nat: transfer from it."""
-    cfg = Config(**settings(path, given))
+    cfg = Config(**(made := settings(path, given)))
     device = pick_device(cfg.device)
     data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
     net = load_teacher(path, cfg.teacher_arch, len(data.classes), size=data.x_test.shape[-1],
@@ -1517,7 +1517,7 @@ def run_eval(path: str, **given) -> None:
     report(Path(path).name, result)
     print("95% intervals:", ", ".join(f"{k} {lo}-{hi}" for k, (lo, hi) in result["ci95"].items()))
     if cfg.out:
-        save(Path(cfg.out, "eval.json"), result | dict(checkpoint=path, dataset=cfg.dataset))
+        save(Path(cfg.out, "eval.json"), result | dict(checkpoint=path, settings=made))
 
 @contextlib.contextmanager
 def all_ranks(device: str) -> Iterator[None]:

@@ -209,7 +209,8 @@ lifted() {  # NAME OPTIONS: the two lines of a base, plain and with InfoARD
 }
 
 look() {  # RUN IMAGES ATTACKS: eval.json of a finished run, once
-    [ -e $1/eval.json ] || $PY infoard.py eval $1/last.pt --out $1 --eval-subset $2 --attacks $3
+    [ ! $1/eval.json -nt $1/last.pt ] || return 0
+    $PY infoard.py eval $1/last.pt --out $1 --eval-subset $2 --attacks $3 & wait $!
 }
 
 evidence() {  # [first] [options for every run]
@@ -234,8 +235,8 @@ evidence() {  # [first] [options for every run]
             while read -r name _; do
                 [ $name = rslad ] || lifted T1/$name --framework $name --teacher $nets/strong/s77/last.pt
             done <<< "${PAPERS#?}"
-            for name in at trades; do  # as long as InfoARD takes, whose teacher they lack
-                echo "T1/$name/longer --framework $name --no-infoard --epochs 5"
+            for name in at trades; do  # longer than InfoARD takes, whose teacher they lack
+                echo "T1/$name/longer --framework $name --no-infoard --epochs 6"
             done
             for name in medium weak self; do
                 lifted teacher/$name --teacher $nets/$name/s77/last.pt
@@ -243,13 +244,13 @@ evidence() {  # [first] [options for every run]
         grid "$cells" "$@" || failed=1
         for name in T1/rslad teacher/strong attacks; do
             mkdir -p $dir/$name
-            cp -r $dir/controls/{plain,infoard} $dir/$name || failed=1
+            cp -a $dir/controls/{plain,infoard} $dir/$name || failed=1
         done
         for name in $dir/T1/*/*/s0; do  # does APGD see what CW does not?
             look $name 500 clean,pgd_sat,cw,apgd || failed=1
         done
         for name in $dir/attacks/*/s?; do
-            look $name 0 clean,pgd_sat,cw,apgd,pgd_l2,corrupt,$kinds || failed=1
+            look $name 0 clean,apgd,corrupt,$kinds || failed=1
         done
     fi
     for name in ${part:-T1 controls teacher attacks}; do

@@ -1009,6 +1009,15 @@ def test_a_plain_run_is_not_bound_by_settings_of_infoard():
                 assert I.same_settings(then, cfg) is None
                 with pytest.raises(I.InfoardError, match="--infoard"):  # and what was lifted is not plain
                     I.same_settings(then | dict(infoard=True), cfg)
+    for name in ("critic_dim", "framework", "teacher", "alpha"):  # which others use too
+        with pytest.raises(I.InfoardError, match=name.replace("_", "-")):
+            I.same_settings(vars(cfg) | dict(infoard=False, **{name: 99}), dataclasses.replace(cfg, infoard=False))
+    nets = []  # nor does anything of it change what is trained
+    for options in ({}, other):
+        torch.manual_seed(0)
+        made = begun(**dict(framework="at", infoard=False) | options)
+        nets.append(torch.cat([p.flatten() for p in made.student.parameters()]))
+    assert torch.equal(*nets)
 
 @pytest.mark.parametrize("changed", [dict(resume=False), dict(lr=0.02), dict(batch_size=32),
     dict(seed=4),
@@ -1849,19 +1858,39 @@ def test_pooled_gains_stand_in_the_table(tmp_path):
     near(torch.tensor(rows["T1/*/infoard (2)"]["worst"]), torch.tensor([3.0, 12.71]), 1e-6)
     assert ["T1/*/infoard (2)", "+3.00 ± 12.71", "500", "2"] == [lines[-1][0], lines[-1][-3], *lines[-1][-2:]]
 
-def test_what_eval_adds_is_compared_where_it_is_alike(tmp_path):
-    write_results(tmp_path, {"plain/s0": 20.0, "plain/s1": 20.0, "plain/s2": 20.0, "asa/s0": 21.0, "asa/s1": 21.0,
-                             "asa/s2": 21.0})
-    later = {"plain/s0": (9, dict(cw=5.0, worst=5.0)), "asa/s0": (9, dict(cw=7.0, worst=7.0)),
-             "plain/s1": (9, dict(cw=5.0, worst=5.0)), "asa/s1": (9, dict(cw=8.0, apgd=6.0, worst=6.0)),
-             "plain/s2": (9, dict(cw=5.0, worst=5.0)), "asa/s2": (8, dict(cw=50.0, worst=50.0))}
-    for run, (n, found) in later.items():
-        I.save(tmp_path / run / "eval.json", found | dict(n=n, ci95={}, warnings=[]))
+def test_what_eval_adds_is_compared_where_it_is_alike(tmp_path, capsys):
+    write_results(tmp_path, {f"{cell}/s{i}": v for i in range(5) for cell, v in dict(plain=20.0, asa=21.0).items()})
+    one = dict(n=9, ci95={}, warnings=[], checkpoint="x/last.pt", settings=dict(eps=0.1))
+    later = [  # s1: other attacks inside the ball; s2: other images; s3: another radius; s4: another epoch
+        (dict(cw=5.0, worst=5.0), dict(cw=7.0, worst=7.0, warnings=["w"])),
+        (dict(cw=5.0, worst=5.0), dict(cw=8.0, apgd=6.0, worst=6.0)),
+        (dict(cw=5.0, worst=5.0), dict(cw=50.0, worst=50.0, n=8)),
+        (dict(cw=5.0, worst=5.0), dict(cw=50.0, worst=50.0, settings=dict(eps=0.2))),
+        (dict(cw=5.0, worst=5.0), dict(cw=50.0, worst=50.0, checkpoint="y/best.pt"))]
+    for i, pair in enumerate(later):
+        for cell, found in zip(("plain", "asa"), pair, strict=True):
+            I.save(tmp_path / cell / f"s{i}/eval.json", one | found)
     results = extras.read(extras.finished(str(tmp_path)))
-    found = extras.paired(results, "eval", "plain")  # not of other images, not the worst of other attacks
-    assert found == dict(asa=dict(s0=dict(n=9, cw=2.0, worst=2.0), s1=dict(n=9, cw=3.0)))
+    assert extras.paired(results, "eval", "plain") == dict(
+        asa=dict(s0=dict(n=9, cw=2.0, worst=2.0), s1=dict(n=9, cw=3.0)))
+    extras.run_compare(str(tmp_path))
+    assert "gain of eval on plain" in (tmp_path / "compare.md").read_text()
     extras.run_tables(str(tmp_path))
-    assert "| eval (%)" in (tmp_path / "tables.md").read_text()
+    text = (tmp_path / "tables.md").read_text()
+    row = next(line for line in text[text.index("| eval (%)"):].splitlines() if line.startswith("| asa"))
+    assert "| 2.00 " in row and "asa/s0: w" in text  # the gain of s0 alone, and its warning
+
+def test_what_is_outside_the_ball_is_no_part_of_worst(tmp_path, capsys):
+    write_results(tmp_path, {"a/plain/s0": 20.0, "a/mid/s0": 21.0, "a/more/s0": 22.0})
+    for cell, more in dict(mid=dict(psnr=15.0, pgd_l2=3.0), more=dict(bim=30.0)).items():
+        file = tmp_path / "a" / cell / "s0/results.json"
+        results = json.loads(file.read_text())
+        for r in results.values():
+            r |= more
+        I.save(file, results)
+    extras.run_compare(str(tmp_path))  # and the figure copes with a cell that has no `worst`
+    found = extras.paired(extras.read(extras.finished(str(tmp_path))), "best", "plain")
+    assert found["a/mid"]["s0"]["worst"] == 1 and "worst" not in found["a/more"]["s0"]
 
 def test_comparing_needs_a_plain_partner(tmp_path, capsys):
     write_results(tmp_path, {"a/plain/s0": 1.0, "a/infoard/s1": 1.0})
@@ -1964,7 +1993,7 @@ def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, stud
         if "T1" in cell:
             assert given["framework"] == cell.split("/")[1]
         if re.fullmatch("T1/(at|trades)/longer", cell):
-            assert given["epochs"] == 5 and "teacher" not in given  # which is what it lacks
+            assert given["epochs"] == 6 and "teacher" not in given  # which is what it lacks
         elif "teachers" not in cell:  # its own teacher, which has been made
             teacher = cell.split("/")[1] if "teacher/" in cell else part or "strong"
             which = "best" if part else "last"
@@ -1974,6 +2003,9 @@ def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, stud
     copies = [there / a / b for a in ("T1/rslad", "teacher/strong", "attacks") for b in ("plain", "infoard")]
     assert all(folder.is_dir() != bool(part) for folder in copies)
     checked = [line for line in log if " eval " in line and "apgd" in line]
+    for words in map(str.split, checked):
+        for name in I.parse("eval", words[2:])["attacks"].split(","):
+            assert name in I.ATTACKS | I.ASKED
     assert [re.search("subset \\d+", line)[0] for line in checked] == (
         [] if part else 2 * ["subset 500"] + 2 * ["subset 0"])
     assert ("attention" in log[-1]) == bool(part)

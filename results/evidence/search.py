@@ -7,8 +7,9 @@ What is tried (nothing: ''), each with its weight or value: label: CE(S(x'), y) 
 much as the teacher lacks, 1 - p_T(y); resp: KL(T(x') - T(x) || S(x') - S(x)), the response; dec, decc:
 KL of the teacher's sharpened labels, softmax(T(x)/0.5), to S(x') or S(x); sharp: the teacher's logits
 over this temperature, everywhere; fix: the teacher's top class and the true one swapped where it errs;
-ramp: ASA's strength grows over this share of training; clean: MIM looks at S(x), not S(x'); both: at
-T(x'), not T(x); grow, fall: its weight rises from 0 or falls to 0 along a line.
+aim: RSLAD's label of x' is not T(x) but, in logits, this much of T(x'); ramp: ASA's strength grows over
+this share of training; clean: MIM looks at S(x), not S(x'); both: at T(x'), not T(x); grow, fall:
+InfoARD's weights rise from 0 or fall to 0 along a line.
 It prints accuracies of the last epoch in per cent and keeps them in runs/search/NAME/sSEED.json.
 """
 import json
@@ -33,6 +34,9 @@ def changed(name: str, get) -> None:
 def added(step: I.Step, x: dict, base) -> torch.Tensor:
     """The framework's loss and what is added to it."""
     loss, y = base(step), step.y
+    if "aim" in x:
+        label = step.t + x["aim"] * (step.t_adv - step.t)
+        loss = loss + step.alpha * (step.kl(label, step.s_adv) - step.kl(step.t, step.s_adv))
     if "label" in x:
         loss = loss + x["label"] * F.cross_entropy(step.s_adv, y)
     if "lack" in x:
@@ -48,6 +52,9 @@ def added(step: I.Step, x: dict, base) -> torch.Tensor:
 
 def try_out(x: dict, framework: str, now: dict) -> None:
     """Changes infoard's tables and steps so that x is tried."""
+    I.require(framework == "rslad" or "aim" not in x, "aim is made for rslad")
+    clash = len({"both", "sharp", "fix"} & set(x)) > 1 or {"grow", "fall"} <= set(x)
+    I.require(not clash, "of both, sharp, fix and of grow, fall only one")
     I.FRAMEWORKS[framework] = partial(added, x=x, base=I.FRAMEWORKS[framework])
     def logits(step):
         return step.tap("teacher_taps", I.predict(step.teacher, step.x))
