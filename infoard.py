@@ -66,11 +66,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 ALL = slice(None)
 LITE = "--student tiny --teacher-arch tiny_wide --steps 3 --steps-lo 1 --step-size 4/255"
 PRESETS = dict(  # what None means in Config: by data, and by framework as its paper has it
-    shapes=dict(student="tiny", teacher_arch="tiny_wide", epochs=8, steps=5),
-    images=dict(student="resnet18", teacher_arch="wrn_34_10", epochs=100, steps=10),
+    shapes=dict(student="tiny", teacher_arch="tiny_wide", epochs=8, steps=5, lam_hi=1.5),
+    images=dict(student="resnet18", teacher_arch="wrn_34_10", epochs=100, steps=10, lam_hi=1.5),
     natural=dict(infoard=False), trades=dict(beta=6.0), ard=dict(alpha=1.0, temperature=30.0),
-    rslad=dict(alpha=5 / 6), iad=dict(beta=0.1, temperature=1.0), adaad=dict(alpha=1.0),
-    igdm=dict(alpha=1.0), saad=dict(alpha=1.0, beta=0.0))
+    rslad=dict(alpha=5 / 6), iad=dict(beta=0.1, temperature=1.0), adaad=dict(alpha=1.0, lam_hi=2.0),
+    igdm=dict(alpha=1.0, lam_hi=2.0), saad=dict(alpha=1.0, beta=0.0))
 
 class InfoardError(ValueError):
     """A mistake that one line can explain. The command line prints it and exits with code 2."""
@@ -191,7 +191,7 @@ class Config:
     infoard: bool = opt(True, "add InfoARD to the base framework")
     asa: str = opt("teacher", "signal, control or off", "teacher student gap uniform shuffled off")
     lam_lo: float = opt(1.0, "eps_i of the weakest instance, in units of eps", low=0)
-    lam_hi: float = opt(1.5, "eps_i of the strongest instance, in units of eps", low=0)
+    lam_hi: float = opt(None, "eps_i of the strongest instance, in units of eps", low=0)
     steps_lo: int = opt(0, "attack steps of the weakest instance; 0: all take --steps", low=0)
     mim: str = opt("infonce", "bound of information terms", "infonce dv nwj jsd vid unpaired off")
     w_feat: float = opt(0.1, "weight of feature information", low=0)

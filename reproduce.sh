@@ -232,9 +232,12 @@ evidence() {  # [first] [options for every run]
         common="$short $student --epochs 3 --teacher-nat $nets/natural/s77/last.pt
                 --attacks clean,fgsm,pgd_sat,cw,pgd_l2" seeds="0 1 2"
         cells=$(sed "s|$| --teacher $nets/strong/s77/last.pt|" <<< "${CONTROLS#?}"
-            while read -r name _; do
-                [ $name = rslad ] || lifted T1/$name --framework $name --teacher $nets/strong/s77/last.pt
+            while read -r name _; do  # the same radii for all
+                [ $name = rslad ] || lifted T1/$name --lam-hi 1.5 --framework $name --teacher $nets/strong/s77/last.pt
             done <<< "${PAPERS#?}"
+            for name in adaad/radii2 adaad/radii3 igdm/radii2; do
+                echo "T1/$name --lam-hi ${name: -1} --framework ${name%/*} --teacher $nets/strong/s77/last.pt"
+            done
             for name in at trades; do  # longer than InfoARD takes, whose teacher they lack
                 echo "T1/$name/longer --framework $name --no-infoard --epochs 6"
             done
@@ -250,7 +253,7 @@ evidence() {  # [first] [options for every run]
             look $name 500 clean,pgd_sat,cw,apgd || failed=1
         done
         for name in $dir/attacks/*/s?; do
-            look $name 0 clean,apgd,corrupt,$kinds || failed=1
+            look $name 5000 clean,apgd,corrupt,$kinds || failed=1
         done
     fi
     for name in ${part:-T1 controls teacher attacks}; do

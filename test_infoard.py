@@ -710,6 +710,10 @@ def test_settings_of_the_framework_unless_told_otherwise():
     assert I.Config(framework="ard", alpha=0.5).resolved().alpha == 0.5
     assert I.Config(framework="saad").resolved().beta == 0 and I.Config().resolved().alpha == 5 / 6
     assert I.Config(framework="at").resolved().beta is None
+    for dataset in ("shapes", "cifar10"):  # their label is T(x'): radii of 2 eps are free
+        widest = {f: I.Config(dataset=dataset, framework=f).resolved().lam_hi for f in I.FRAMEWORKS}
+        assert {f: v for f, v in widest.items() if v != 1.5} == dict(adaad=2, igdm=2)
+    assert I.Config(framework="adaad", lam_hi=1.2).resolved().lam_hi == 1.2
 
 def test_lr_falls_to_a_tenth_after_each_named_epoch():
     cfg = I.Config(schedule="100,150", epochs=200, lr=0.1)
@@ -1973,7 +1977,7 @@ def test_a_failing_cell_does_not_stop_the_others(shell, tmp_path, fail):
     assert len(log) == 4 + 70 + 1 and log[-1] == "infoard.py tables runs/tables/smoke"
     assert all("--data-dir /a b" in line for line in log[:-1]) and len(set(log)) == 71
 
-@pytest.mark.parametrize("part, teachers, students", [("", 5, 14 + 8 * 2 + 2 + 3 * 2), ("first", 1, 5)])
+@pytest.mark.parametrize("part, teachers, students", [("", 5, 14 + 8 * 2 + 3 + 2 + 3 * 2), ("first", 1, 5)])
 def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, students):
     there = tmp_path / "runs/evidence"
     for name in ("plain", "infoard"):  # what the stub does not make
@@ -1992,6 +1996,7 @@ def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, stud
         assert I.Config(**given).resolved().infoard == lifted
         if "T1" in cell:
             assert given["framework"] == cell.split("/")[1]
+            assert given.get("lam_hi") == dict(radii2=2, radii3=3, longer=None).get(cell.split("/")[2], 1.5)
         if re.fullmatch("T1/(at|trades)/longer", cell):
             assert given["epochs"] == 6 and "teacher" not in given  # which is what it lacks
         elif "teachers" not in cell:  # its own teacher, which has been made
@@ -2007,7 +2012,7 @@ def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, stud
         for name in I.parse("eval", words[2:])["attacks"].split(","):
             assert name in I.ATTACKS | I.ASKED
     assert [re.search("subset \\d+", line)[0] for line in checked] == (
-        [] if part else 2 * ["subset 500"] + 2 * ["subset 0"])
+        [] if part else 2 * ["subset 500"] + 2 * ["subset 5000"])
     assert ("attention" in log[-1]) == bool(part)
     assert shell("lite").wait(60) == 0
     lite = [line for line in (tmp_path / "log").read_text().splitlines() if "runs/lite" in line]
