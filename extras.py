@@ -224,7 +224,7 @@ def figure_curves(figure, log: list[dict], results: dict) -> None:
         for k in [k for k in keys if k in rows]:
             ax.plot(rows["epoch"], rows[k] * (255 if k == "eps" else 1), label=k)
         ax.set(xlabel="epoch", ylabel=title)
-        ax.legend()
+        _ = ax.lines and ax.legend()
     axes[0].axvline(results["best"]["epoch"], color="0.5", lw=0.8, ls=":")
     over_eps.plot(list(map(int, far)), list(far.values()), "o-", ms=3)
     over_eps.set(xlabel=r"attack radius $\epsilon$ (1/255)", ylabel="PGD-20 accuracy (%)")

@@ -2118,7 +2118,7 @@ def test_gains_of_the_readme_are_generated_from_results(folder, shown, tmp_path)
     assert set(shown.split("\n\n")) <= set(kept.strip().split("\n\n"))
 
 def test_evidence_of_the_readme_is_generated_from_results(tmp_path):
-    assert [folder for folder, _ in EVIDENCE] == ["T1", "controls", "first", "teacher"]
+    assert [folder for folder, _ in EVIDENCE] == ["T1", "controls", "first", "attacks", "teacher"]
     assert f"<!-- attention -->\n\n{(RESULTS / 'evidence/first/attention.md').read_text()}" in README
     for file in ("search.jsonl", "search2.jsonl"):
         done = python(f"import sys; sys.path[:0] = [{str(RESULTS / 'evidence')!r}]\n"
