@@ -679,7 +679,7 @@ def iad(step: Step) -> Tensor:
     return guided + step.kl(step.s, step.s_adv, step.cfg.temperature, weight=1 - trust)
 
 def adaad(step: Step) -> Tensor:
-    """AdaAD: the attack climbs through the teacher too; radii of 2 eps: +0.6, clean 0.0 (README)."""
+    """AdaAD: the attack climbs through the teacher too; radii of 2 eps: +0.6, clean 0 (README)."""
     # differs: released code divides KL by K on CIFAR-10 and always passes x too (batch norm)
     step.attack(lambda z, rows=ALL: kl(step.teacher(z), step.student(z)), init="normal")
     loss = step.alpha * step.kl(step.t_adv, step.s_adv)
