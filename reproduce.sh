@@ -129,11 +129,11 @@ cells() {  # SEED [options for every run] -> a line of options for each run of t
 }
 
 train() {  # the runs of the lines on standard input; a finished run is not run again
-    local line status failed=0
-    trap : INT TERM  # the run saves and exits, and then so does this
+    local line status failed=0 stopped=""
+    trap stopped=1 INT TERM  # the run saves and exits, and then so does this
     while read -r line; do
         status=0; eval "$PY infoard.py --resume $line" < /dev/null || status=$?
-        [ $status -lt 128 ] || exit $status
+        [ $status -lt 128 ] && [ -z "$stopped" ] || exit 143
         [ $status = 0 ] || { failed=1; echo "failed: $line" >&2; }
     done
     return $failed
