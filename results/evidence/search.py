@@ -9,7 +9,7 @@ KL of the teacher's sharpened labels, softmax(T(x)/0.5), to S(x') or S(x); sharp
 over this temperature, everywhere; fix: the teacher's top class and the true one swapped where it errs;
 aim: RSLAD's label of x' is not T(x) but, in logits, this much of T(x'); ramp: ASA's strength grows over
 this share of training; clean: MIM looks at S(x), not S(x'); both: at T(x'), not T(x); grow, fall:
-InfoARD's weights rise from 0 or fall to 0 along a line.
+InfoARD's weights rise from 0 or fall to 0 along a line; wide: so many dimensions of the critics.
 It prints accuracies of the last epoch in per cent and keeps them in runs/search/NAME/sSEED.json.
 """
 import json
@@ -79,6 +79,8 @@ def try_out(x: dict, framework: str, now: dict) -> None:
         whole = I.InfoARD.loss
         I.InfoARD.loss = lambda info, *maps: whole(info, *maps) * (
             now["share"] if "grow" in x else 1 - now["share"])
+    if "wide" in x:
+        I.InfoARD = partial(I.InfoARD, dim=int(x["wide"]))
     if "ramp" in x:
         usual = I.instance_strength
         I.instance_strength = lambda signal, **more: usual(
