@@ -173,11 +173,12 @@ tables() {  # [options for every run]
 
 # Does InfoARD lift its bases, by which part, and with which teacher: the protocol of results/evidence
 TEACHERS="
-teachers/strong  --student wrn_10_1 --framework trades --epochs 10 --lr 0.2
-teachers/medium  --student tiny_wide --framework trades --epochs 12
-teachers/weak    --student tiny_wide --framework trades --epochs 2
-teachers/self    --student tiny --framework trades --epochs 3
-teachers/natural --student tiny_wide --framework natural --epochs 4"
+teachers/strong   --student wrn_10_1 --framework trades --epochs 10 --lr 0.2
+teachers/medium   --student tiny_wide --framework trades --epochs 12
+teachers/weak     --student tiny_wide --framework trades --epochs 2
+teachers/self     --student tiny --framework trades --epochs 3
+teachers/natural  --student tiny_wide --framework natural --epochs 4
+teachers/strong32 --student wrn_10_1 --framework trades --epochs 10 --lr 0.2 --image-size 32"
 
 CONTROLS="
 controls/plain     --no-infoard
@@ -243,12 +244,20 @@ evidence() {  # [first] [options for every run]
             done
             for name in medium weak self; do
                 lifted teacher/$name --teacher $nets/$name/s77/last.pt
-            done)
+            done
+            for name in asa uniform; do
+                echo "adaad/$name --framework adaad --mim off --asa ${name/asa/teacher} --lam-hi 2 --teacher $nets/strong/s77/last.pt"
+            done
+            for name in rslad adaad; do
+                lifted longer/$name --framework $name --epochs 12 --teacher $nets/strong/s77/last.pt
+            done
+            lifted size32/rslad --image-size 32 --teacher $nets/strong32/s77/last.pt)
         grid "$cells" "$@" || failed=1
         for name in T1/rslad teacher/strong attacks; do
             mkdir -p $dir/$name
             cp -a $dir/controls/{plain,infoard} $dir/$name || failed=1
         done
+        cp -a $dir/T1/adaad/{plain,radii2} $dir/adaad || failed=1
         for name in $dir/T1/*/*/s0; do  # does APGD see what CW does not?
             look $name 500 clean,pgd_sat,cw,apgd || failed=1
         done
@@ -256,7 +265,7 @@ evidence() {  # [first] [options for every run]
             look $name 5000 clean,apgd,corrupt,$kinds || failed=1
         done
     fi
-    for name in ${part:-T1 controls teacher attacks}; do
+    for name in ${part:-T1 controls teacher attacks adaad longer size32}; do
         $PY infoard.py compare $dir/$name || failed=1
     done
     [ -z $part ] || $PY infoard.py attention $dir/first --eval-subset 2000 || failed=1

@@ -1977,22 +1977,24 @@ def test_a_failing_cell_does_not_stop_the_others(shell, tmp_path, fail):
     assert len(log) == 4 + 70 + 1 and log[-1] == "infoard.py tables runs/tables/smoke"
     assert all("--data-dir /a b" in line for line in log[:-1]) and len(set(log)) == 71
 
-@pytest.mark.parametrize("part, teachers, students", [("", 5, 14 + 8 * 2 + 3 + 2 + 3 * 2), ("first", 1, 5)])
+@pytest.mark.parametrize("part, teachers, students", [
+    ("", 6, 14 + 8 * 2 + 3 + 2 + 3 * 2 + 2 + 2 * 2 + 2), ("first", 1, 5)])
 def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, students):
-    there = tmp_path / "runs/evidence"
-    for name in ("plain", "infoard"):  # what the stub does not make
-        (there / "controls" / name / "s0").mkdir(parents=True)
+    there, parts = tmp_path / "runs/evidence", "T1 controls teacher attacks adaad longer size32"
+    for name in ("controls/plain", "controls/infoard", "T1/adaad/plain", "T1/adaad/radii2"):
+        (there / name / "s0").mkdir(parents=True)  # what the stub does not make
+    (there / "adaad").mkdir()
     assert shell("evidence", *part.split(), "--data-dir", "/a b").wait(60) == 0
     log = (tmp_path / "log").read_text().splitlines()
     runs = [line for line in log if "--resume" in line]
     cells = [re.search(r"--out runs/evidence/(\S+)/(s\d+)", line).groups() for line in runs]
     assert len(set(cells)) == len(runs) == teachers + students * 3
     assert [line.split()[-1] for line in log if " compare " in line] == [
-        f"runs/evidence/{name}" for name in ([part] if part else ["T1", "controls", "teacher", "attacks"])]
+        f"runs/evidence/{name}" for name in (part or parts).split()]
     for words, (cell, seed) in zip(map(str.split, runs), cells, strict=True):
         given = I.parse("train", words[2:-1])  # the stub's log has lost the quotes of "/a b"
         assert words[-2:] == ["/a", "b"] and given["seed"] == int(seed[1:])
-        lifted = not re.search("plain|longer|teachers", cell)
+        lifted = not re.search("plain|/longer|teachers", cell)
         assert I.Config(**given).resolved().infoard == lifted
         if "T1" in cell:
             assert given["framework"] == cell.split("/")[1]
@@ -2001,18 +2003,22 @@ def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, stud
             assert given["epochs"] == 6 and "teacher" not in given  # which is what it lacks
         elif "teachers" not in cell:  # its own teacher, which has been made
             teacher = cell.split("/")[1] if "teacher/" in cell else part or "strong"
+            teacher += "32" * ("size32" in cell)
+            assert given["image_size"] == (32 if "32" in cell else 16)
+            assert not cell.startswith("longer") or given["epochs"] == 12
             which = "best" if part else "last"
             assert given["teacher"] == f"runs/evidence/teachers/{teacher}/s77/{which}.pt"
             assert (f"teachers/{teacher}", "s77") in cells[:teachers]
             assert part or given["teacher_nat"] == "runs/evidence/teachers/natural/s77/last.pt"
     copies = [there / a / b for a in ("T1/rslad", "teacher/strong", "attacks") for b in ("plain", "infoard")]
+    copies += [there / "adaad" / b for b in ("plain", "radii2")]
     assert all(folder.is_dir() != bool(part) for folder in copies)
     checked = [line for line in log if " eval " in line and "apgd" in line]
     for words in map(str.split, checked):
         for name in I.parse("eval", words[2:])["attacks"].split(","):
             assert name in I.ATTACKS | I.ASKED
     assert [re.search("subset \\d+", line)[0] for line in checked] == (
-        [] if part else 2 * ["subset 500"] + 2 * ["subset 5000"])
+        [] if part else 4 * ["subset 500"] + 2 * ["subset 5000"])
     assert ("attention" in log[-1]) == bool(part)
     assert shell("lite").wait(60) == 0
     lite = [line for line in (tmp_path / "log").read_text().splitlines() if "runs/lite" in line]
