@@ -52,7 +52,7 @@ def added(step: I.Step, x: dict, base) -> torch.Tensor:
 
 def try_out(x: dict, framework: str, now: dict) -> None:
     """Changes infoard's tables and steps so that x is tried."""
-    I.require(framework == "rslad" or "aim" not in x, "aim is made for rslad")
+    I.require(framework == "rslad" or not {"aim", "climb"} & set(x), "aim, climb are made for rslad")
     clash = len({"both", "sharp", "fix"} & set(x)) > 1 or {"grow", "fall"} <= set(x)
     I.require(not clash, "of both, sharp, fix and of grow, fall only one")
     I.FRAMEWORKS[framework] = partial(added, x=x, base=I.FRAMEWORKS[framework])
@@ -65,6 +65,10 @@ def try_out(x: dict, framework: str, now: dict) -> None:
         return z.scatter(1, top, low).scatter(1, true, high)
     if "sharp" in x:
         changed("t", lambda step: logits(step) / x["sharp"])
+    if "climb" in x:
+        usual_attack = I.Step.attack
+        I.Step.attack = lambda step, _, init: usual_attack(
+            step, lambda z, rows=I.ALL: I.kl(step.teacher(z), step.student(z)), init)
     if "fix" in x:
         changed("t", swapped)
     if "clean" in x:
