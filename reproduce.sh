@@ -264,6 +264,12 @@ evidence() {  # [first] [options for every run]
         for name in $dir/attacks/*/s?; do
             look $name 5000 clean,apgd,corrupt,$kinds || failed=1
         done
+        for name in $dir/longer/*/*/s?; do
+            look $name 2000 clean,pgd_sat,cw,apgd || failed=1
+        done
+        for name in $dir/size32/*/*/s?; do
+            look $name 1000 clean,pgd_sat,cw,apgd || failed=1
+        done
     fi
     for name in ${part:-T1 controls teacher attacks adaad longer size32}; do
         $PY infoard.py compare $dir/$name || failed=1

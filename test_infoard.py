@@ -1982,7 +1982,8 @@ def test_a_failing_cell_does_not_stop_the_others(shell, tmp_path, fail):
     ("", 6, 14 + 8 * 2 + 3 + 2 + 3 * 2 + 2 + 2 * 2 + 2), ("first", 1, 5)])
 def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, students):
     there, parts = tmp_path / "runs/evidence", "T1 controls teacher attacks adaad longer size32"
-    for name in ("controls/plain", "controls/infoard", "T1/adaad/plain", "T1/adaad/radii2"):
+    for name in ("controls/plain", "controls/infoard", "T1/adaad/plain", "T1/adaad/radii2",
+                 "longer/adaad/infoard", "size32/rslad/plain"):
         (there / name / "s0").mkdir(parents=True)  # what the stub does not make
     (there / "adaad").mkdir()
     assert shell("evidence", *part.split(), "--data-dir", "/a b").wait(60) == 0
@@ -2019,7 +2020,8 @@ def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, stud
         for name in I.parse("eval", words[2:])["attacks"].split(","):
             assert name in I.ATTACKS | I.ASKED
     assert [re.search("subset \\d+", line)[0] for line in checked] == (
-        [] if part else 4 * ["subset 500"] + 2 * ["subset 5000"])
+        
+        [] if part else 4 * ["subset 500"] + 2 * ["subset 5000"] + ["subset 2000", "subset 1000"])
     assert ("attention" in log[-1]) == bool(part)
     assert shell("lite").wait(60) == 0
     lite = [line for line in (tmp_path / "log").read_text().splitlines() if "runs/lite" in line]
@@ -2095,7 +2097,8 @@ def test_smoke_tables_killed_and_restarted_give_the_same_files(lab, tmp_path, mo
     assert tables[0] == tables[1] and tables[0][0].count(b"\n| T") == 35 + 4  # best is last
 
 RESULTS = Path(I.__file__).with_name("results")
-SHOWN = re.findall(r"<!-- results/(\S+) -->\n\n(.*?)\n\n<!-- end -->", README, re.S)
+PAGES = "\n".join([README, *(p.read_text() for p in sorted(RESULTS.glob("*/README.md")))])
+SHOWN = re.findall(r"<!-- results/(\S+) -->\n\n(.*?)\n\n<!-- end -->", PAGES, re.S)
 
 KEPT = [*SHOWN, ("cpu", "")]
 
@@ -2115,7 +2118,7 @@ def test_kept_teachers_are_robust_nets():
         lost = I.margin(I.predict(net, x), y) - I.margin(I.predict(net, hard), y)
         assert 0 < lost.mean() < 2  # 0.7; the undefended net of the same images loses 5.6
 
-EVIDENCE = re.findall(r"<!-- compare (\S+) -->\n\n(.*?)\n\n<!-- end -->", README, re.S)
+EVIDENCE = re.findall(r"<!-- compare (\S+) -->\n\n(.*?)\n\n<!-- end -->", PAGES, re.S)
 
 @pytest.mark.parametrize("folder, shown", EVIDENCE, ids=[folder for folder, _ in EVIDENCE])
 def test_gains_of_the_readme_are_generated_from_results(folder, shown, tmp_path):
@@ -2126,15 +2129,16 @@ def test_gains_of_the_readme_are_generated_from_results(folder, shown, tmp_path)
     assert set(shown.split("\n\n")) <= set(kept.strip().split("\n\n"))
 
 def test_evidence_of_the_readme_is_generated_from_results(tmp_path):
-    assert [folder for folder, _ in EVIDENCE] == ["T1", "controls", "first", "attacks", "teacher"]
-    assert f"<!-- attention -->\n\n{(RESULTS / 'evidence/first/attention.md').read_text()}" in README
-    for file in ("search.jsonl", "search2.jsonl"):
+    assert sorted(folder for folder, _ in EVIDENCE) == sorted(
+        f.parent.name for f in RESULTS.glob("evidence/*/compare.md"))
+    assert f"<!-- attention -->\n\n{(RESULTS / 'evidence/first/attention.md').read_text()}" in PAGES
+    for file in ("search.jsonl", "search2.jsonl", "search3.jsonl"):
         done = python(f"import sys; sys.path[:0] = [{str(RESULTS / 'evidence')!r}]\n"
                       f"import search; print(search.table({file!r}))", tmp_path)
         assert done.returncode == 0 and done.stdout.startswith("| tried"), done.stderr
         assert done.stdout.strip() in (RESULTS / "evidence/README.md").read_text()
 
-COSTS = re.findall(r"<!-- costs (\S+) -->\n\n(.*?)\n\n<!-- end -->", README, re.S)
+COSTS = re.findall(r"<!-- costs (\S+) -->\n\n(.*?)\n\n<!-- end -->", PAGES, re.S)
 
 @pytest.mark.parametrize("folder, shown", COSTS, ids=[folder for folder, _ in COSTS])
 def test_costs_of_the_readme_are_generated_from_results(folder, shown):
@@ -2145,7 +2149,7 @@ def test_curve_of_the_readme_is_generated_from_results(tmp_path):
     shutil.copytree(RESULTS / "lite", tmp_path / "lite")
     kept = (tmp_path / "lite/curve.md").read_text()
     extras.run_curve(str(tmp_path / "lite"))
-    assert (tmp_path / "lite/curve.md").read_text() == kept and kept in README
+    assert (tmp_path / "lite/curve.md").read_text() == kept and kept in PAGES
 
 def test_figures_are_drawn_again(desk):
     shutil.rmtree("done/figures")
@@ -2839,10 +2843,10 @@ def test_source_keeps_the_house_rules():
     for line in lines + "".join(beside).splitlines():
         assert len(line) <= 100 and ".cuda()" not in line, line
 
-COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", PAGES, re.S)
             for line in block.splitlines()]
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
 def test_every_readme_command_is_understood(command, monkeypatch):
     """Each runs up to the point where the work would begin, with settings that Config accepts."""
     program, *words = command.removeprefix("OMP_NUM_THREADS=1 ").split()
@@ -2860,11 +2864,14 @@ def test_every_readme_command_is_understood(command, monkeypatch):
         monkeypatch.setattr(I, "VERBS", {k: listen(verb) for k, verb in I.VERBS.items()})
         assert I.main(words[1:]) == 0 and len(seen) == 1
         assert I.Config(**{k: v for k, v in seen[0].items() if k in known}).resolved()
+    elif words[0] == "results/evidence/search.py":
+        given = shlex.split(command)[4:]
+        assert words[1] == "table" or I.Config(**I.parse("train", given)).resolved()
     else:
         assert command == "python -m pip install -r requirements.txt"
 
 def test_readme_shows_every_kind_of_command_and_of_table():
-    assert [folder for folder, _ in SHOWN] == ["shapes", "namid", "mid"]
-    assert [Path(folder).name for folder, _ in COSTS] == ["rslad", "all", "effects", "growth"]
+    assert {folder for folder, _ in SHOWN} == {"shapes", "namid", "mid"}
+    assert {Path(folder).name for folder, _ in COSTS} == {"rslad", "all", "effects", "growth"}
     assert len(COMMANDS) > 10 and {c.split()[0] for c in COMMANDS} == {
         "bash", "python", "torchrun", "OMP_NUM_THREADS=1"}
