@@ -1990,7 +1990,8 @@ def test_evidence_and_lite_run_their_grids(shell, tmp_path, part, teachers, stud
     log = (tmp_path / "log").read_text().splitlines()
     runs = [line for line in log if "--resume" in line]
     cells = [re.search(r"--out runs/evidence/(\S+)/(s\d+)", line).groups() for line in runs]
-    assert len(set(cells)) == len(runs) == teachers + students * 3
+    assert len(set(cells)) == len(runs) == teachers + students * 3 + 2 * 3 * (not part)
+    assert part or max(seed for cell, seed in cells if "teachers" not in cell) == "s5"
     assert [line.split()[-1] for line in log if " compare " in line] == [
         f"runs/evidence/{name}" for name in (part or parts).split()]
     for words, (cell, seed) in zip(map(str.split, runs), cells, strict=True):
