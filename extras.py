@@ -23,7 +23,7 @@ import re
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -89,13 +89,6 @@ def markdown(lines: list[list[str]]) -> str:
     lines = [lines[0], ["-" * w for w in width], *lines[1:]]
     return "\n".join("| " + " | ".join(map(str.ljust, line, width)) + " |" for line in lines)
 
-def distinct(tables: Iterable[list[list[str]]]) -> list[list[list[str]]]:
-    """Those that have lines, without what an earlier one shows under another name."""
-    kept = {}
-    for lines in tables:
-        kept.setdefault(str(lines[1:]), lines)
-    return [lines for lines in kept.values() if lines[1:]]
-
 def latex(lines: list[list[str]]) -> str:
     """A table as LaTeX, for booktabs."""
     text = " \\\\\n".join(map(" & ".join, lines)).replace("\n", "\n\\midrule\n", 1)
@@ -123,8 +116,10 @@ def read(cells: dict[str, dict[str, Path]]) -> dict:
 def run_tables(folder: str) -> None:
     """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
     cells = read(finished(folder))
-    names = ("best", "last", "transfer", "eval")
-    tables = distinct(table(cells, which) for which in names)
+    made = {which: table(cells, which) for which in ("best", "last", "transfer", "eval")}
+    if made["last"][1:] == made["best"][1:]:
+        del made["last"]  # the last epoch was the best
+    tables = [lines for lines in made.values() if lines[1:]]
     warnings = [f"warning, gradients may be masked: {cell + '/' * seeded + seed * seeded}: {w}"
                 for cell, runs in cells.items() for seed, results in runs.items()
                 for seeded in [re.fullmatch(r"s\d+", seed) is not None]
@@ -186,7 +181,11 @@ def run_compare(folder: str) -> None:
     rows = found["last", "plain"][0]
     I.require(rows, f"no cell below {folder} with a last epoch of a seed that plain has too, seen "
               "by as many images")
-    text = "\n\n".join(map(markdown, distinct(lines for _, lines in found.values())))
+    tables = []
+    for _, lines in found.values():  # best is not shown where it is the last
+        if lines[1:] and lines[1:] not in [shown[1:] for shown in tables]:
+            tables.append(lines)
+    text = "\n\n".join(map(markdown, tables))
     I.save(Path(folder, "compare.md"), f"{text}\n".encode())
     print(text)
     draw(Path(folder, "figures"), gains=partial(figure_gains, rows=rows))
