@@ -1,137 +1,283 @@
 """One run of the search (README.md): a net trained with something tried, seen by validation images.
 
-    python results/evidence/search.py NAME 'dec=1' [options of infoard.py]     from the project's root
-    python results/evidence/search.py table [search2.jsonl]                    what the search found; of part 2
+    python results/evidence/search.py NAME 'dec=1' [options of infoard.py]
+    python results/evidence/search.py table [search2.jsonl]
 
-What is tried (nothing: ''), each with its weight or value: label: CE(S(x'), y) added; lack: the same, as
-much as the teacher lacks, 1 - p_T(y); resp: KL(T(x') - T(x) || S(x') - S(x)), the response; dec, decc:
-KL of the teacher's sharpened labels, softmax(T(x)/0.5), to S(x') or S(x); sharp: the teacher's logits
-over this temperature, everywhere; fix: the teacher's top class and the true one swapped where it errs;
-aim: RSLAD's label of x' is not T(x) but, in logits, this much of T(x'); ramp: ASA's strength grows over
-this share of training; clean: MIM looks at S(x), not S(x'); both: at T(x'), not T(x); grow, fall:
-InfoARD's weights rise from 0 or fall to 0 along a line; wide: so many dimensions of the critics.
-It prints accuracies of the last epoch in per cent and keeps them in runs/search/NAME/sSEED.json.
+The first, from the root of the repository, prints accuracies of the last epoch and keeps
+them in runs/search/NAME/sSEED.json; the second prints what the search, or a part of it, found.
+
+What is tried (nothing: ''), each with its weight or value:
+
+    label       CE(S(x'), y) added
+    lack        the same, as much as the teacher lacks, 1 - p_T(y)
+    resp        KL(T(x') - T(x) || S(x') - S(x)) added, the response
+    dec, decc   KL of the teacher's sharpened labels, softmax(T(x)/0.5), to S(x') or S(x) added
+    sharp       the teacher's logits over this temperature, everywhere
+    fix         the teacher's top class and the true one swapped where it errs
+    aim         RSLAD's label of x' is not T(x) but, in logits, this much of T(x')
+    climb       RSLAD's attack climbs through the teacher, too
+    ramp        ASA's strength grows over this share of training
+    clean       MIM looks at S(x), not S(x')
+    both        MIM looks at T(x'), not T(x)
+    grow, fall  InfoARD's weights rise from 0 or fall to 0 along a line
+    wide        so many dimensions of the critics
+
+    1  what is tried     2  a run     3  tables     4  command line
 """
+
 import json
 import re
 import sys
 import time
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-import extras
+
 import infoard as I
+from companions import cli, tables
 
-def changed(name: str, get) -> None:
-    """Step.name becomes get(step)."""
-    setattr(I.Step, name, cached_property(get))
-    getattr(I.Step, name).__set_name__(I.Step, name)
+# ==== 1. What is tried ============================================================================
 
-def added(step: I.Step, x: dict, base) -> torch.Tensor:
-    """The framework's loss and what is added to it."""
-    loss, y = base(step), step.y
-    if "aim" in x:
-        label = step.t + x["aim"] * (step.t_adv - step.t)
-        loss = loss + step.alpha * (step.kl(label, step.s_adv) - step.kl(step.t, step.s_adv))
-    if "label" in x:
-        loss = loss + x["label"] * F.cross_entropy(step.s_adv, y)
-    if "lack" in x:
-        lack = 1 - step.t.softmax(1).gather(1, y[:, None]).squeeze(1)
-        loss = loss + x["lack"] * (lack * F.cross_entropy(step.s_adv, y, reduction="none")).mean()
-    if "resp" in x:
-        loss = loss + x["resp"] * step.kl(step.t_adv - step.t, step.s_adv - step.s)
-    if "dec" in x:
-        loss = loss + x["dec"] * step.kl(step.t / 0.5, step.s_adv)
-    if "decc" in x:
-        loss = loss + x["decc"] * step.kl(step.t / 0.5, step.s)
-    return loss
 
-def try_out(x: dict, framework: str, now: dict) -> None:
-    """Changes infoard's tables and steps so that x is tried."""
-    I.require(framework == "rslad" or not {"aim", "climb"} & set(x), "aim, climb are made for rslad")
-    clash = len({"both", "sharp", "fix"} & set(x)) > 1 or {"grow", "fall"} <= set(x)
-    I.require(not clash, "of both, sharp, fix and of grow, fall only one")
-    I.FRAMEWORKS[framework] = partial(added, x=x, base=I.FRAMEWORKS[framework])
-    def logits(step):
-        return step.tap("teacher_taps", I.predict(step.teacher, step.x))
-    def swapped(step):
-        z, true = logits(step).clone(), step.y[:, None]
-        top = z.argmax(1, keepdim=True)
-        high, low = z.gather(1, top), z.gather(1, true)
-        return z.scatter(1, top, low).scatter(1, true, high)
-    if "sharp" in x:
-        changed("t", lambda step: logits(step) / x["sharp"])
-    if "climb" in x:
-        usual_attack = I.Step.attack
-        I.Step.attack = lambda step, _, init: usual_attack(
-            step, lambda z, rows=I.ALL: I.kl(step.teacher(z), step.student(z)), init)
-    if "fix" in x:
-        changed("t", swapped)
-    if "clean" in x:
-        changed("s", lambda step: step.tap("student_taps", I.full(step.student(step.x))))
-        changed("s_adv", lambda step: I.full(step.student(step.x_adv)))
-    if "both" in x:
-        changed("t", lambda step: I.predict(step.teacher, step.x))
-        changed("t_adv", lambda step: step.tap("teacher_taps", I.predict(step.teacher, step.x_adv)))
-        passed = I.Step.s_adv.func
-        changed("s_adv", lambda step: (step.t_adv, passed(step))[1])
-    if {"grow", "fall"} & set(x):
-        whole = I.InfoARD.loss
-        I.InfoARD.loss = lambda info, *maps: whole(info, *maps) * (
-            now["share"] if "grow" in x else 1 - now["share"])
-    if "wide" in x:
-        I.InfoARD = partial(I.InfoARD, dim=int(x["wide"]))
-    if "ramp" in x:
-        usual = I.instance_strength
-        I.instance_strength = lambda signal, **more: usual(
-            signal, ramp=min(1.0, now["share"] / x["ramp"]), **more)
+def swapped(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Logits [B,K] with the largest value and that of the true class y [B] exchanged."""
+    true = y[:, None]
+    top = z.argmax(1, keepdim=True)
+    high = z.gather(1, top)
+    low = z.gather(1, true)
+    return z.scatter(1, top, low).scatter(1, true, high)
 
-def table(file: str = "search.jsonl") -> str:
-    """The runs that a file beside this one holds, as Markdown; gains on the plain run of the same
-    framework, lr and seed."""
-    kept = [json.loads(line) for line in Path(__file__).with_name(file).open()]
-    def setting(row):
-        words = ("--framework rslad --lr 0.1 " + row["options"]).split()
-        given = dict(zip(words, words[1:], strict=False))
-        return given["--framework"] if row["name"] != "at" else "rslad", given["--lr"], row["seed"]
-    bases = {setting(r): r for r in kept if re.fullmatch(r"plain|lr0.\d|\w+-lr0.\d", r["name"])}
-    lines = [["tried", "options", "seed", "clean", "PGD-20", "pgd5_cw", "gain clean", "gain pgd5_cw"]]
-    for r in sorted(kept, key=lambda r: (setting(r)[1], r is not bases[setting(r)], r["name"], r["seed"])):
-        base = bases[setting(r)]
-        lines.append([r["tried"] or "-", r["options"].replace("teachers/", "").replace("/best.pt", ""),
-                      str(r["seed"]), *(f"{r[k]:.2f}" for k in ("clean", "pgd_sat", "pgd5_cw")),
-                      *("-" if r is base else f"{r[k] - base[k]:+.2f}" for k in ("clean", "pgd5_cw"))])
-    return extras.markdown(lines)
 
-def main(name: str, tried: str, *options: str) -> None:
-    x = {k: float(v) for k, v in (pair.split("=") for pair in tried.split())}
-    cfg = I.Config(**I.parse("train", list(options))).resolved()
-    out, now = Path(f"runs/search/{name}/s{cfg.seed}.json"), {}
-    I.require(not out.exists(), f"{out} is there: another NAME or --seed")
-    try_out(x, cfg.framework, now)
+class Step(I.Step):
+    """A step of infoard.py with what is tried; tried: {name: value}."""
+
+    tried = {}
+
+    @cached_property
+    def teacher_pass(self) -> tuple[torch.Tensor, dict]:
+        t, maps = super().teacher_pass
+        if "sharp" in self.tried:
+            t = t / self.tried["sharp"]
+        if "fix" in self.tried:
+            t = swapped(t, self.y)
+        return t, maps
+
+    @cached_property
+    def clean_pass(self) -> tuple[torch.Tensor, dict]:
+        """S(x) and, if MIM looks at them, its feature maps."""
+        s = super().s
+        if "clean" in self.tried and self.info:
+            return s, self.info.student_taps.take()
+        return s, {}
+
+    @property
+    def s(self) -> torch.Tensor:
+        return self.clean_pass[0]
+
+    def attack(self, objective, init: str = "uniform") -> None:
+        if "climb" in self.tried:
+            objective = I.teacher_student_objective(self.student, self.teacher)
+        super().attack(objective, init)
+
+    def choose_maps(self) -> None:
+        """What MIM looks at, when the framework has made its passes."""
+        if "clean" in self.tried and self.info:
+            self.student_pass = self.s_adv, self.clean_pass[1]
+        if "both" in self.tried and self.info:
+            t = self.t
+            I.predict(self.teacher, self.x_adv)
+            self.teacher_pass = t, self.info.teacher_taps.take()
+
+
+def with_terms(step: Step, total: torch.Tensor) -> torch.Tensor:
+    """The framework's loss, total, with what is tried as a further term."""
+    tried = step.tried
+    if "aim" in tried:
+        label = step.t + tried["aim"] * (step.t_adv - step.t)
+        other = step.mean_kl(label, step.s_adv) - step.mean_kl(step.t, step.s_adv)
+        total = total + step.cfg.alpha * other
+    if "label" in tried:
+        total = total + tried["label"] * F.cross_entropy(step.s_adv, step.y)
+    if "lack" in tried:
+        lack = 1 - step.t.softmax(1).gather(1, step.y[:, None]).squeeze(1)
+        losses = F.cross_entropy(step.s_adv, step.y, reduction="none")
+        total = total + tried["lack"] * (lack * losses).mean()
+    if "resp" in tried:
+        response = step.mean_kl(step.t_adv - step.t, step.s_adv - step.s)
+        total = total + tried["resp"] * response
+    if "dec" in tried:
+        total = total + tried["dec"] * step.mean_kl(step.t / 0.5, step.s_adv)
+    if "decc" in tried:
+        total = total + tried["decc"] * step.mean_kl(step.t / 0.5, step.s)
+    return total
+
+
+def try_out(tried: dict, framework: str, now: dict) -> None:
+    """Changes infoard's steps, framework and parts so that this is tried.
+
+    now["share"]: how much of the training is done.
+    """
+    for_rslad = {"aim", "climb"} & set(tried)
+    I.require(framework == "rslad" or not for_rslad, "aim, climb are made for rslad")
+    for names in ({"both", "sharp", "fix"}, {"grow", "fall"}):
+        told = f"of {', '.join(sorted(names))} only one"
+        I.require(len(names & set(tried)) < 2, told)
+    base = I.get_framework(framework)
+
+    def loss(step: Step) -> torch.Tensor:
+        total = with_terms(step, base.loss(step))
+        step.choose_maps()
+        return total
+
+    Step.tried = tried
+    I.Step = Step
+    I.FRAMEWORKS[framework] = replace(base, loss=loss)
+
+    whole = I.InfoARD.loss
+    usual = I.instance_strength
+
+    def growing(info, *maps) -> torch.Tensor:
+        return whole(info, *maps) * now["share"]
+
+    def falling(info, *maps) -> torch.Tensor:
+        return whole(info, *maps) * (1 - now["share"])
+
+    def ramped(signal: torch.Tensor, **options) -> I.Threat:
+        return usual(signal, ramp=min(1.0, now["share"] / tried["ramp"]), **options)
+
+    if "grow" in tried:
+        I.InfoARD.loss = growing
+    if "fall" in tried:
+        I.InfoARD.loss = falling
+    if "ramp" in tried:
+        I.instance_strength = ramped
+
+
+# ==== 2. A run ====================================================================================
+
+
+def make_run(cfg: I.Config) -> I.Run:
+    """Data, given nets and a new student."""
     device = I.pick_device(cfg.device)
     data = I.load_dataset(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
     size = data.x_train.shape[-1]
-    nets = {k: path and I.load_teacher(path, None, len(data.classes), size=size, device=device)
-            for k, path in dict(teacher=cfg.teacher, teacher_nat=cfg.teacher_nat).items()}
-    run = I.Run(cfg, data, device, nets)
-    n, began = len(run.train), time.time()
-    for epoch in range(cfg.epochs):
-        run.at |= dict(epoch=epoch, position=0)
-        while run.at["position"] < n:
-            now["share"] = (epoch + run.at["position"] / n) / cfg.epochs
-            run.step()
-    seconds = time.time() - began
-    found = I.evaluate(run.evaluated, data.x_train[run.val], data.y_train[run.val], eps=cfg.eps,
-                       attacks="clean,pgd,pgd5_cw", classes=len(data.classes))
-    found = {k: found[k] for k in ("clean", "pgd_sat", "pgd5_cw", "n")}
-    terms = {k: round(v.item() / n, 4) for k, v in run.at["sums"].items()}
-    I.save(out, found | dict(seconds=round(seconds), terms=terms, tried=x, options=list(options)))
-    print(f"{name}, seed {cfg.seed}:", *(f"{k} {v}" for k, v in found.items()))
+    nets = {"teacher": None, "teacher_nat": None}
+    for name in nets:
+        path = getattr(cfg, name)
+        if path:
+            nets[name] = I.load_teacher(path, None, len(data.classes), size=size, device=device)
+    return I.Run(cfg, data, device, nets)
+
+
+def fit(run: I.Run, now: dict) -> float:
+    """All epochs, without validation; returns the seconds."""
+    n = len(run.train)
+    began = time.time()
+    for epoch in range(run.cfg.epochs):
+        run.at.order = run.train[torch.randperm(n, generator=run.generators["data"])]
+        run.at.sums = {}
+        for i in range(0, n, run.cfg.batch_size):
+            now["share"] = (epoch + i / n) / run.cfg.epochs
+            I.train_step(run, run.at.order[i : i + run.cfg.batch_size], now["share"])
+    return time.time() - began
+
+
+def search(name: str, tried_text: str, options: list[str]) -> None:
+    """One run, its accuracies printed and kept."""
+    tried = {}
+    for pair in tried_text.split():
+        key, value = pair.split("=")
+        tried[key] = float(value)
+    cfg = I.Config(**cli.parse("train", options)).resolved()
+    if "wide" in tried:
+        cfg = replace(cfg, critic_dim=int(tried["wide"]))
+    out = Path(f"runs/search/{name}/s{cfg.seed}.json")
+    I.require(not out.exists(), f"{out} is there: another NAME or --seed")
+
+    now = {}
+    try_out(tried, cfg.framework, now)
+    run = make_run(cfg)
+    seconds = fit(run, now)
+    x = run.data.x_train[run.val]
+    y = run.data.y_train[run.val]
+    classes = len(run.data.classes)
+    result = I.evaluate(
+        run.evaluated, x, y, eps=cfg.eps, attacks="clean,pgd,pgd5_cw", classes=classes
+    )
+    found = {key: result[key] for key in ("clean", "pgd_sat", "pgd5_cw", "n")}
+    terms = {key: round(v.item() / len(run.train), 4) for key, v in run.at.sums.items()}
+    about = {"seconds": round(seconds), "terms": terms, "tried": tried, "options": options}
+    I.save(out, found | about)
+    print(f"{name}, seed {cfg.seed}:", *(f"{key} {value}" for key, value in found.items()))
+
+
+# ==== 3. Tables ===================================================================================
+
+
+def setting(row: dict) -> tuple[str, str, int]:
+    """(framework, lr, seed) of a run; runs called `at` are held against RSLAD."""
+    words = ["--framework", "rslad", "--lr", "0.1", *row["options"].split()]
+    given = dict(zip(words, words[1:], strict=False))
+    framework = given["--framework"]
+    if row["name"] == "at":
+        framework = "rslad"
+    return framework, given["--lr"], row["seed"]
+
+
+def is_plain(row: dict) -> bool:
+    """Whether others are held against this run."""
+    return re.fullmatch(r"plain|lr0.\d|\w+-lr0.\d", row["name"]) is not None
+
+
+def cells(row: dict, base: dict) -> list[str]:
+    """A line of the table."""
+    options = row["options"].replace("teachers/", "").replace("/best.pt", "")
+    line = [row["tried"] or "-", options, str(row["seed"])]
+    line += [f"{row[key]:.2f}" for key in ("clean", "pgd_sat", "pgd5_cw")]
+    for key in ("clean", "pgd5_cw"):
+        line.append("-" if row is base else f"{row[key] - base[key]:+.2f}")
+    return line
+
+
+def table(file: str = "search.jsonl") -> str:
+    """The runs that a file beside this one holds, as Markdown; gains on the plain run of the same
+    framework, lr and seed.
+    """
+    kept = [json.loads(line) for line in Path(__file__).with_name(file).open()]
+    bases = {setting(row): row for row in kept if is_plain(row)}
+
+    def order(row: dict) -> tuple:
+        """By learning rate, the plain run first."""
+        return setting(row)[1], row is not bases[setting(row)], row["name"], row["seed"]
+
+    head = ["tried", "options", "seed", "clean", "PGD-20", "pgd5_cw", "gain clean", "gain pgd5_cw"]
+    lines = [cells(row, bases[setting(row)]) for row in sorted(kept, key=order)]
+    return tables.markdown([head, *lines])
+
+
+# ==== 4. Command line =============================================================================
+
+
+def main(words: list[str]) -> int:
+    """The command line; returns the exit code."""
+    try:
+        if words[:1] == ["table"]:
+            print(table(*words[1:]))
+        elif len(words) >= 2:
+            search(words[0], words[1], words[2:])
+        else:
+            print(__doc__)
+            return 2
+    except (I.InfoardError, OSError) as error:
+        print(f"search: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
 
 if __name__ == "__main__":
-    print(table(*sys.argv[2:])) if sys.argv[1:2] == ["table"] else main(*sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""What stands beside the method: each module imports infoard, which knows them by name only."""

@@ -1,0 +1,754 @@
+"""The experiments as rows of data, and the runner that works through them.
+
+    python -m companions.recipes cells SCALE [options]        the runs of tables, one a line
+    python -m companions.recipes tables SCALE [options]       frameworks, ablation, NAMID, MID
+    python -m companions.recipes evidence [first] [options]   the runs of results/evidence
+    python -m companions.recipes lite [options]               accuracy against time
+
+From the repository root. SCALE is smoke, cpu, gpu or paper; further options go to every run. A row
+is (name, options): `table_runs`, `evidence_runs`, `first_runs` and `lite_runs` make runs of rows,
+and `Runner` works through them. Killed and called again, it goes on.
+
+1. Runs  2. Tables  3. Evidence  4. Lite  5. The runner  6. Experiments  7. Command line
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+# ==== 1. Runs =====================================================================================
+
+# A stage begins when all runs of the stages before it have ended.
+NEEDED = 0  # these make what all others need: if one fails, nothing else is begun
+SHARED = 1  # these make nets that runs beside them would make as well
+SHARED_LATER = 2  # these do so, too, and take nets that those before them have made
+REST = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of infoard.py: its folder, its options as words, and the stage that it belongs to."""
+
+    out: str
+    options: tuple[str, ...]
+    stage: int = REST
+
+    @property
+    def words(self) -> list[str]:
+        return ["--out", self.out, *self.options]
+
+
+def expand(
+    folder: str,
+    rows: Iterable[tuple[str, str]],
+    *,
+    seeds: Iterable[int],
+    common: str,
+    extra: Iterable[str] = (),
+    stage: int = REST,
+) -> list[Run]:
+    """A run for each seed and row, seed by seed, in folder/name/sSEED; of options that are given
+    twice the later one holds: common ones, those of the row, the user's (extra).
+    """
+    runs = []
+    for seed in seeds:
+        for name, options in rows:
+            words = ["--seed", str(seed), *common.split(), *options.split(), *extra]
+            runs.append(Run(f"{folder}/{name}/s{seed}", tuple(words), stage))
+    return runs
+
+
+# ==== 2. Tables ===================================================================================
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A framework's own settings; alpha, beta and temperature are infoard.py's defaults, too."""
+
+    framework: str
+    options: str
+    cifar10: str = ""  # what holds on CIFAR-10 alone: the teacher, and the scale of KL
+
+
+# --kl-reduction mean is the scale (KL/K) of the code that the CIFAR-10 numbers came from; it makes
+# the weight of InfoARD's terms K times larger beside it. Elsewhere KL is summed (on CIFAR-100
+# released AdaAD sums, RSLAD and MTARD have a tenth).
+PAPERS = [
+    # MTARD, ECCV 2022, released code; the teacher is RSLAD's, the epochs of the natural one ours.
+    Paper(
+        "mtard",
+        "--epochs 300 --schedule 215,260,285 --weight-decay 2e-4 --teacher-epochs 100",
+        "--kl-reduction mean --teacher robustbench:Zhang2019Theoretically",
+    ),
+    # PGD-AT as the released code of AdaAD runs it beside its own method.
+    Paper("at", "--epochs 110 --schedule 100,105 --weight-decay 5e-4"),
+    # TRADES, ICML 2019, released code: the default of 76 epochs, one drop before their end.
+    Paper("trades", "--epochs 76 --schedule 75 --weight-decay 2e-4 --beta 6"),
+    # ARD, AAAI 2020, released code.
+    Paper(
+        "ard",
+        "--epochs 200 --schedule 100,150 --weight-decay 2e-4 --alpha 1 --temperature 30",
+        "--kl-reduction mean --teacher robustbench:Zhang2019Theoretically",
+    ),
+    # RSLAD, ICCV 2021, released code.
+    Paper(
+        "rslad",
+        "--epochs 300 --schedule 215,260,285 --weight-decay 2e-4 --alpha 0.833333",
+        "--kl-reduction mean --teacher robustbench:Zhang2019Theoretically",
+    ),
+    # IAD, ICLR 2022, released code; its teacher, a ResNet-18 by AT, is the block's here.
+    Paper("iad", "--epochs 200 --schedule 100,150 --weight-decay 2e-4 --beta 0.1 --temperature 1"),
+    # AdaAD, CVPR 2023, released code.
+    Paper(
+        "adaad",
+        "--epochs 200 --schedule 100,150 --weight-decay 5e-4 --alpha 1",
+        "--kl-reduction mean --teacher robustbench:Chen2021LTD_WRN34_20",
+    ),
+    # IGDM, ICLR 2025, released code.
+    Paper(
+        "igdm",
+        "--epochs 200 --schedule 100,150 --weight-decay 2e-4 --alpha 1",
+        "--teacher robustbench:Chen2021LTD_WRN34_20",
+    ),
+    # SAAD, TMLR 2026, released code and its sample script.
+    Paper(
+        "saad",
+        "--epochs 200 --schedule 100,150 --weight-decay 2e-4 --alpha 1 --beta 0",
+        "--teacher robustbench:Gowal2021Improving_28_10_ddpm_100m",
+    ),
+]
+
+T2 = [  # parts of InfoARD and their controls, on RSLAD
+    ("asa", "--mim off"),
+    ("uniform", "--mim off --asa uniform"),
+    ("shuffled", "--mim off --asa shuffled"),
+    ("student", "--mim off --asa student"),
+    ("steps", "--mim off --steps-lo 1"),
+    ("features", "--asa off"),
+    ("attention", "--asa off --w-feat 0 --w-att 0.05"),
+    ("relation", "--asa off --mim off --w-rel 1"),
+    ("mim", "--asa off --w-att 0.05"),
+]
+
+T4 = [  # NAMID on AT and on TRADES
+    ("at/namid", "--framework namid"),
+    ("at/eq5", "--framework namid --mi-train difference"),  # estimators as the paper trains them
+    ("at/paper", "--framework namid --mi-train difference --alpha 5 --mi-ramp 0"),  # and its alpha
+    ("trades/namid", "--framework namid_trades"),
+]
+
+T5 = [  # MID: known attacks (mifgsm, pgd_l2, pgd_t, pgd_sat) and others, white-box and transferred
+    ("undefended", "--framework natural"),
+    ("plain", "--framework at --no-infoard"),
+    ("mid", "--framework mid --figures"),
+    ("published", "--framework mid_transfer"),
+]
+
+SHARED_STAGES = {  # of seed 0; what these make is taken by all seeds
+    "T1/mtard/plain": SHARED,  # both teachers
+    "T4/at/namid": SHARED,  # the AT net and its estimators
+    "T5/mid": SHARED_LATER,  # the autoencoder, the net to transfer from
+    "T4/at/eq5": SHARED_LATER,  # other estimators of the same AT net
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Runs that have data and student in common."""
+
+    student: str
+    name: str = ""  # with a name: in a folder of their own, with the papers' settings
+    options: str = ""
+    teacher: str = ""  # of T1 and T2; NAMID and MID train their own
+
+
+def paper_block(dataset: str, student: str, teacher: str = "", more: str = "") -> Block:
+    """A block of scale `paper`."""
+    options = f"--dataset {dataset} --student {student} {more}"
+    return Block(student, f"{dataset}-{student}", options, teacher)
+
+
+ZHANG = "--teacher robustbench:Zhang2019Theoretically"
+CHEN = "--teacher robustbench:Chen2021LTD_WRN34_10"
+
+PAPER_BLOCKS = (
+    paper_block("cifar10", "resnet18", ZHANG),
+    paper_block("cifar10", "mobilenet_v2", ZHANG),
+    paper_block("cifar100", "resnet18", CHEN),
+    paper_block("cifar100", "mobilenet_v2", CHEN),
+    paper_block("tinyimagenet", "resnet18", more="--teacher-epochs 100"),
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What all tables of a scale have in common; workers: how many run at once."""
+
+    common: str
+    blocks: tuple[Block, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    workers: int = 1
+    strongest: str = "aa"  # the strongest attack of T5
+    published: str = ""  # which folders of results/published are set beside the tables
+
+
+SCALES = {
+    "smoke": Scale(
+        common="--subset 300 --epochs 1 --steps 2 --teacher-epochs 24 --batch-size 50"
+        " --eval-subset 40",
+        blocks=(Block("tiny"),),
+        seeds=(0, 1),
+        workers=2,
+        strongest="apgd",
+    ),
+    "cpu": Scale(
+        common="--dataset cifar10 --subset 10000 --student tiny --teacher-arch tiny_wide"
+        " --epochs 10 --steps 5 --teacher-epochs 20 --eval-subset 1000",
+        blocks=(Block("tiny"),),
+        seeds=(0, 1),
+        workers=2,
+        published="cifar10-resnet18",
+    ),
+    "gpu": Scale(
+        common="--dataset cifar10 --device cuda --student resnet18 --teacher-arch wrn_16_4"
+        " --epochs 5 --steps 5 --teacher-epochs 10 --eval-subset 1000",
+        blocks=(Block("resnet18"),),
+        seeds=(0,),
+        published="cifar10-resnet18",
+    ),
+    "paper": Scale(
+        common="--device cuda --eval-subset 0 --attacks clean,fgsm,pgd,cw,aa",
+        blocks=PAPER_BLOCKS,
+        published="*",
+    ),
+}
+
+
+def own_settings(paper: Paper, block: Block) -> str:
+    """What a framework's paper sets in this block: nothing but at scale `paper`."""
+    if not block.name:
+        return ""
+    if block.name.startswith("cifar10-"):
+        return f"{paper.options} {paper.cifar10}"
+    return paper.options
+
+
+def table_rows(scale: Scale, block: Block) -> list[tuple[str, str]]:
+    """The rows of all tables in one block."""
+    rows = []
+    for paper in PAPERS:
+        same = f"{block.options} {block.teacher} {own_settings(paper, block)}"
+        lifted = f"{same} --framework {paper.framework}"
+        rows.append((f"T1/{paper.framework}/plain", f"{lifted} --no-infoard"))
+        rows.append((f"T1/{paper.framework}/infoard", lifted))
+        if paper.framework == "rslad":
+            for name, options in T2:
+                rows.append((f"T2/{name}", f"{same} {options}"))
+
+    for name, options in T4:
+        rows.append((f"T4/{name}", f"{block.options} {options}"))
+
+    attacks = f"clean,fgsm,bim,pgd,pgd_t,mifgsm,cw,{scale.strongest},pgd_l2,spatial"
+    transfer = f"--transfer --teacher-arch {block.student} --attacks {attacks}"
+    for name, options in T5:
+        rows.append((f"T5/{name}", f"{block.options} {options} {transfer}"))
+    return rows
+
+
+def table_stage(name: str, seed: int, workers: int) -> int:
+    """Runs beside each other must not make the same net at the same time."""
+    if workers == 1 or seed != 0:
+        return REST
+    return SHARED_STAGES.get(name, REST)
+
+
+def tables_folder(scale_name: str, block: Block) -> str:
+    """Where the tables of a block lie."""
+    return str(Path("runs/tables", scale_name, block.name))
+
+
+def table_runs(scale_name: str, extra: Iterable[str] = ()) -> list[Run]:
+    """All runs of the tables: seed by seed, block by block."""
+    scale = SCALES[scale_name]
+    common = f"{scale.common} --no-figures --no-progress"
+    runs = []
+    for seed in scale.seeds:
+        for block in scale.blocks:
+            folder = tables_folder(scale_name, block)
+            for row in table_rows(scale, block):
+                stage = table_stage(row[0], seed, scale.workers)
+                runs += expand(folder, [row], seeds=[seed], common=common, extra=extra, stage=stage)
+    return runs
+
+
+# ==== 3. Evidence =================================================================================
+# Does InfoARD lift its bases, by which part, and with which teacher: the protocol of
+# results/evidence.
+
+EVIDENCE = "runs/evidence"
+SAME = "--image-size 16 --no-figures --no-progress"
+SHORT = f"{SAME} --steps 3 --step-size 4/255"
+LONG = f"{SAME} --steps 5"
+TEACHER = "--no-infoard --attacks clean,pgd,apgd --eval-subset 2000"
+STUDENT = "--student tiny --lr 0.4 --val-size 0 --eval-subset 0"
+
+TEACHERS = [
+    ("teachers/strong", "--student wrn_10_1 --framework trades --epochs 10 --lr 0.2"),
+    ("teachers/medium", "--student tiny_wide --framework trades --epochs 12"),
+    ("teachers/weak", "--student tiny_wide --framework trades --epochs 2"),
+    ("teachers/self", "--student tiny --framework trades --epochs 3"),
+    ("teachers/natural", "--student tiny_wide --framework natural --epochs 4"),
+    (
+        "teachers/strong32",
+        "--student wrn_10_1 --framework trades --epochs 10 --lr 0.2 --image-size 32",
+    ),
+]
+
+CONTROLS = [
+    ("controls/plain", "--no-infoard"),
+    ("controls/infoard", ""),
+    ("controls/asa", "--mim off"),
+    ("controls/uniform", "--mim off --asa uniform"),
+    ("controls/radii2", "--mim off --lam-hi 2"),
+    ("controls/shuffled", "--mim off --asa shuffled"),
+    ("controls/reversed", "--mim off --lam-lo 1.5 --lam-hi 1"),
+    ("controls/features", "--asa off"),
+    ("controls/unpaired", "--asa off --mim unpaired"),
+    ("controls/matching", "--asa off --mim vid"),
+    ("controls/attention", "--asa off --w-feat 0 --w-att 0.05"),
+    ("controls/relation", "--asa off --mim off --w-rel 0.1"),
+    ("controls/steps", "--steps-lo 1"),
+    ("controls/longer", "--no-infoard --epochs 4"),
+]
+
+RADII = [  # larger radii, for attacks that climb through the teacher
+    ("T1/adaad/radii2", "--lam-hi 2 --framework adaad"),
+    ("T1/adaad/radii3", "--lam-hi 3 --framework adaad"),
+    ("T1/igdm/radii2", "--lam-hi 2 --framework igdm"),
+]
+
+LONGER = [  # longer than InfoARD takes, whose teacher they lack
+    ("T1/at/longer", "--framework at --no-infoard --epochs 6"),
+    ("T1/trades/longer", "--framework trades --no-infoard --epochs 6"),
+]
+
+ADAAD = [  # whom the larger radii go to
+    ("adaad/asa", "--framework adaad --mim off --asa teacher --lam-hi 2"),
+    ("adaad/uniform", "--framework adaad --mim off --asa uniform --lam-hi 2"),
+]
+
+FIRST = [
+    ("first/plain", "--no-infoard"),
+    ("first/infoard", "--lam-hi 2"),
+    ("first/asa", "--mim off --lam-hi 2"),
+    ("first/uniform", "--mim off --asa uniform --lam-hi 2"),
+    ("first/features", "--asa off"),
+]
+
+COPIES = [  # runs that comparisons have in common: from, to
+    ("controls/plain", "T1/rslad/plain"),
+    ("controls/infoard", "T1/rslad/infoard"),
+    ("controls/plain", "teacher/strong/plain"),
+    ("controls/infoard", "teacher/strong/infoard"),
+    ("controls/plain", "attacks/plain"),
+    ("controls/infoard", "attacks/infoard"),
+    ("T1/adaad/plain", "adaad/plain"),
+    ("T1/adaad/radii2", "adaad/radii2"),
+]
+
+KINDS = "noise,shot,impulse,blur,bright,contrast,pixelate,jpeg"
+
+LOOKS = [  # evaluations of finished runs: which, of how many images, under which attacks
+    ("T1/*/*/s0", 500, "clean,pgd_sat,cw,apgd"),  # does APGD see what CW does not?
+    ("attacks/*/s?", 5000, f"clean,apgd,corrupt,{KINDS}"),
+    ("longer/*/*/s?", 2000, "clean,pgd_sat,cw,apgd"),
+    ("size32/*/*/s?", 1000, "clean,pgd_sat,cw,apgd"),
+]
+
+COMPARISONS = ["T1", "controls", "teacher", "attacks", "adaad", "longer", "size32"]
+
+
+def lifted(name: str, options: str) -> list[tuple[str, str]]:
+    """Two rows, a base plain and with InfoARD."""
+    return [(f"{name}/plain", f"{options} --no-infoard"), (f"{name}/infoard", options)]
+
+
+def taught_by(teacher: str, rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The same rows with one of TEACHERS."""
+    option = f"--teacher {EVIDENCE}/teachers/{teacher}/s77/last.pt"
+    return [(name, f"{options} {option}") for name, options in rows]
+
+
+def evidence_rows() -> list[tuple[str, str]]:
+    """The rows of students."""
+    rows = taught_by("strong", CONTROLS)
+    for paper in PAPERS:
+        if paper.framework != "rslad":  # which is among the controls
+            options = f"--lam-hi 1.5 --framework {paper.framework}"  # the same radii for all
+            rows += taught_by("strong", lifted(f"T1/{paper.framework}", options))
+    rows += taught_by("strong", RADII)
+    rows += LONGER
+    for teacher in ("medium", "weak", "self"):
+        rows += taught_by(teacher, lifted(f"teacher/{teacher}", ""))
+    rows += taught_by("strong", ADAAD)
+    for framework in ("rslad", "adaad"):
+        options = f"--framework {framework} --epochs 12"
+        rows += taught_by("strong", lifted(f"longer/{framework}", options))
+    rows += taught_by("strong32", lifted("size32/rslad", "--image-size 32"))
+    return rows
+
+
+def evidence_runs(extra: Iterable[str] = ()) -> list[Run]:
+    """Teachers, then students of three seeds; three more for the contrast that these left open."""
+    teachers = expand(
+        EVIDENCE, TEACHERS, seeds=[77], common=f"{SHORT} {TEACHER}", extra=extra, stage=NEEDED
+    )
+    common = (
+        f"{SHORT} {STUDENT} --epochs 3 --teacher-nat {EVIDENCE}/teachers/natural/s77/last.pt"
+        " --attacks clean,fgsm,pgd_sat,cw,pgd_l2"
+    )
+    students = expand(EVIDENCE, evidence_rows(), seeds=[0, 1, 2], common=common, extra=extra)
+    contrast = taught_by("strong", ADAAD)
+    more = expand(EVIDENCE, contrast, seeds=[3, 4, 5], common=common, extra=extra)
+    return teachers + students + more
+
+
+def first_runs(extra: Iterable[str] = ()) -> list[Run]:
+    """The longer runs of the first part, with a teacher of their own."""
+    row = ("teachers/first", "--student wrn_10_2 --framework trades --epochs 20")
+    teachers = expand(
+        EVIDENCE, [row], seeds=[77], common=f"{LONG} {TEACHER}", extra=extra, stage=NEEDED
+    )
+    common = (
+        f"{LONG} {STUDENT} --epochs 5 --teacher {EVIDENCE}/teachers/first/s77/best.pt"
+        " --attacks clean,fgsm,pgd,cw,apgd,pgd_l2,corrupt"
+    )
+    return teachers + expand(EVIDENCE, FIRST, seeds=[0, 1, 2], common=common, extra=extra)
+
+
+# ==== 4. Lite =====================================================================================
+# What accuracy costs what time: attack steps, 1 to so many by rank, full and half precision.
+
+LITE = "runs/lite"
+
+STEPS = [
+    ("k1", "--steps 1 --step-size 8/255"),
+    ("k2", "--steps 2 --step-size 6/255"),
+    ("k2-1", "--steps 2 --step-size 6/255 --steps-lo 1"),
+    ("k3-1", "--steps 3 --step-size 4/255 --steps-lo 1"),
+    ("k5", "--steps 5"),
+    ("k5-1", "--steps 5 --steps-lo 1"),
+    ("k10", "--steps 10"),
+    ("k10-1", "--steps 10 --steps-lo 1"),
+    ("k5fp32", "--steps 5 --amp off"),
+    ("plain5", "--steps 5 --no-infoard"),
+    ("plain5fp32", "--steps 5 --no-infoard --amp off"),
+    ("plain10", "--steps 10 --no-infoard"),
+]
+
+BENCH = "--framework rslad --student tiny --teacher-arch tiny_wide --batch-size 128"
+
+
+def lite_runs(extra: Iterable[str] = ()) -> list[Run]:
+    """A teacher, then students of three seeds."""
+    common = "--subset 10000 --no-figures --no-progress"
+    row = (
+        "teacher",
+        "--student tiny_wide --framework trades --epochs 20 --steps 5 --attacks clean,pgd",
+    )
+    teachers = expand(LITE, [row], seeds=[0], common=common, extra=extra, stage=NEEDED)
+    student = f"--teacher {LITE}/teacher/s0/best.pt --student tiny --epochs 10 --eval-subset 2000"
+    students = expand(LITE, STEPS, seeds=[0, 1, 2], common=f"{common} {student}", extra=extra)
+    return teachers + students
+
+
+# ==== 5. The runner ===============================================================================
+
+TICK = 0.05  # seconds between two looks at the processes
+
+
+def environment(workers: int) -> dict[str, str]:
+    """That of a process: one thread each where several run, and no busy waiting on full cores."""
+    env = dict(os.environ)
+    env.setdefault("GOMP_SPINCOUNT", "10000")
+    if workers > 1:
+        env["OMP_NUM_THREADS"] = "1"
+    return env
+
+
+def start(words: Iterable[str], workers: int = 1) -> subprocess.Popen:
+    """infoard.py as a process in a session of its own: a Ctrl-C at the terminal reaches the runner
+    alone, which passes it on once (a second signal would end a run before it has saved).
+    """
+    return subprocess.Popen(
+        [sys.executable, "infoard.py", *words],
+        stdin=subprocess.DEVNULL,
+        env=environment(workers),
+        start_new_session=True,
+    )
+
+
+def finished(run: Run) -> bool:
+    """Whether this very run has ended before: the same words given to the same infoard.py. In any
+    other case infoard.py is asked, which compares all settings with those of the folder.
+    """
+    config = Path(run.out, "config.json")
+    if not Path(run.out, "results.json").exists() or not config.exists():
+        return False
+    made = json.loads(config.read_text())
+    source = hashlib.sha256(Path("infoard.py").read_bytes()).hexdigest()
+    same_words = made.get("argv", [])[1:] == ["--resume", *run.words]
+    return same_words and made.get("source_sha256") == source
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def ending(status: int) -> str:
+    """How a process ended, in words."""
+    if status == 0:
+        return "done"
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"failed (exit code {status})"
+
+
+class Runner:
+    """Works through runs and commands of infoard.py, and knows what failed.
+
+    In a with block SIGINT, SIGTERM and SIGHUP are passed on to the processes that run; when these
+    have saved, the runner exits, with 130, 143 or 129. A process that fails or is killed stops no
+    other one.
+    """
+
+    def __init__(self):
+        self.failed: list[str] = []
+        self.left_out = 0  # runs that were not begun, because what they need has failed
+        self.handlers = {}  # of signals, as they were before
+        self.caught: list[int] = []  # signals
+        self.passed_on = 0  # how many of them
+        self.total = 0
+        self.found = 0  # runs that had been finished before
+        self.ended = 0  # runs that have ended since
+        self.began = time.time()
+
+    def __enter__(self) -> "Runner":
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                self.handlers[number] = signal.signal(number, self.catch)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def catch(self, number: int, _) -> None:
+        """Only notes the signal; the loops below act on it."""
+        self.caught.append(number)
+
+    def pass_on(self, processes: Iterable[subprocess.Popen]) -> None:
+        """SIGTERM for these processes, once for each signal caught; a second one stops at once."""
+        while self.passed_on < len(self.caught):
+            self.passed_on += 1
+            for process in processes:
+                process.terminate()
+
+    def exit_if_stopped(self) -> None:
+        if self.caught:
+            name = signal.Signals(self.caught[0]).name
+            print(f"stopped by {name}: the same command goes on", file=sys.stderr)
+            raise SystemExit(128 + self.caught[0])
+
+    def work(self, runs: list[Run], workers: int = 1) -> bool:
+        """All runs, stage by stage; False if some were left out, because what they need failed."""
+        self.total = len(runs)
+        todo = [run for run in runs if not finished(run)]
+        self.found = self.total - len(todo)
+        print(f"{self.total} runs, {self.found} finished before; {workers} at once", flush=True)
+        self.began = time.time()
+        for stage in sorted({run.stage for run in todo}):
+            self.work_on([run for run in todo if run.stage == stage], workers)
+            if stage == NEEDED and self.failed:
+                self.left_out = self.total - self.found - self.ended
+                return False
+        return True
+
+    def work_on(self, queue: list[Run], workers: int) -> None:
+        """The runs of a stage, so many at once, in their order."""
+        waiting = list(queue)
+        running = {}  # process: run and when it began
+        while running or (waiting and not self.caught):
+            while waiting and len(running) < workers and not self.caught:
+                run = waiting.pop(0)
+                running[start(["--resume", *run.words], workers)] = (run, time.time())
+            self.pass_on(running)
+            for process in list(running):
+                if process.poll() is not None:
+                    run, began = running.pop(process)
+                    self.end_run(run, process.returncode, time.time() - began)
+            time.sleep(TICK)
+        self.exit_if_stopped()
+
+    def end_run(self, run: Run, status: int, seconds: float) -> None:
+        """Keeps how a run ended, and prints a line of progress."""
+        self.ended += 1
+        how = ending(status)
+        if status != 0 and self.caught:
+            how = "stopped"
+        elif status != 0:
+            self.failed.append(shlex.join(["python", "infoard.py", "--resume", *run.words]))
+        past = time.time() - self.began
+        left = self.total - self.found - self.ended
+        print(
+            f"[{self.found + self.ended} of {self.total}] {run.out}: {how} in"
+            f" {clock(seconds)}; {left} left, {clock(past)} so far,"
+            f" about {clock(past / self.ended * left)} still",
+            flush=True,
+        )
+
+    def call(self, *words: str) -> None:
+        """One command of infoard.py, alone; if it fails, the others still come."""
+        self.exit_if_stopped()
+        process = start(words)
+        while process.poll() is None:
+            self.pass_on([process])
+            time.sleep(TICK)
+        self.exit_if_stopped()
+        if process.returncode != 0:
+            self.failed.append(shlex.join(["python", "infoard.py", *words]))
+
+    def copy(self, source: str | Path, target: str | Path) -> None:
+        """A folder with all that it holds, into another one."""
+        try:
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        except OSError as error:
+            self.failed.append(f"copying {source} to {target}: {error}")
+
+    def report(self) -> int:
+        """The list of what failed; returns the exit code."""
+        if not self.failed:
+            return 0
+        print(f"{len(self.failed)} failed; the same command tries again:", file=sys.stderr)
+        for line in self.failed:
+            print(f"  {line}", file=sys.stderr)
+        if self.left_out:
+            print(f"{self.left_out} runs need what failed and were not begun", file=sys.stderr)
+        return 1
+
+
+# ==== 6. Experiments ==============================================================================
+
+
+def run_tables(runner: Runner, scale_name: str, extra: list[str]) -> None:
+    """The runs, the cells that tables have in common, numbers published by others, the tables."""
+    scale = SCALES[scale_name]
+    runner.work(table_runs(scale_name, extra), scale.workers)
+    for block in scale.blocks:
+        folder = tables_folder(scale_name, block)
+        runner.copy(f"{folder}/T1/rslad", f"{folder}/T2")
+        for base in ("at", "trades"):
+            runner.copy(f"{folder}/T1/{base}/plain", f"{folder}/T4/{base}/plain")
+    if scale.published:
+        for source in sorted(Path("results/published").glob(scale.published)):
+            if source.is_dir():
+                runner.copy(source, f"runs/tables/{scale_name}/published/{source.name}")
+    runner.call("tables", f"runs/tables/{scale_name}")
+
+
+def look(runner: Runner, folder: Path, images: int, attacks: str) -> None:
+    """eval.json of a finished run, unless it is there and newer than the run."""
+    seen = folder / "eval.json"
+    last = folder / "last.pt"
+    if seen.exists() and not (last.exists() and last.stat().st_mtime >= seen.stat().st_mtime):
+        return
+    options = ["--eval-subset", str(images), "--attacks", attacks]
+    runner.call("eval", str(last), "--out", str(folder), *options)
+
+
+def run_evidence(runner: Runner, extra: list[str]) -> None:
+    """Every framework, parts and controls, teachers; then a closer look and the comparisons."""
+    if not runner.work(evidence_runs(extra), workers=2):
+        return
+    for source, target in COPIES:
+        runner.copy(f"{EVIDENCE}/{source}", f"{EVIDENCE}/{target}")
+    for pattern, images, attacks in LOOKS:
+        for folder in sorted(Path(EVIDENCE).glob(pattern)):
+            look(runner, folder, images, attacks)
+    for name in COMPARISONS:
+        runner.call("compare", f"{EVIDENCE}/{name}")
+
+
+def run_first(runner: Runner, extra: list[str]) -> None:
+    """The first part, its comparison, and where teacher and students look."""
+    if not runner.work(first_runs(extra), workers=2):
+        return
+    runner.call("compare", f"{EVIDENCE}/first")
+    runner.call("attention", f"{EVIDENCE}/first", "--eval-subset", "2000")
+
+
+def run_lite(runner: Runner, extra: list[str]) -> None:
+    """The runs, then what a step of each costs, alone on the machine, and the curve of both."""
+    if not runner.work(lite_runs(extra), workers=2):
+        return
+    for name, options in STEPS:
+        words = [*BENCH.split(), *options.split()]
+        runner.call("bench", *words, "--out", f"{LITE}/{name}", *extra)
+    runner.call("curve", LITE)
+
+
+# ==== 7. Command line =============================================================================
+
+
+def print_cells(scale_name: str, extra: list[str]) -> None:
+    """A line of options for each run of the tables."""
+    for run in table_runs(scale_name, extra):
+        print(shlex.join(run.words))
+
+
+def main(argv: list[str]) -> int:
+    """The command line; returns the exit code."""
+    verb = argv[0] if argv else ""
+    words = argv[1:]
+    if verb in ("cells", "tables"):
+        scale_name = words[0] if words else ""
+        if scale_name not in SCALES:
+            print(f"SCALE is smoke, cpu, gpu or paper, not '{scale_name}'", file=sys.stderr)
+            return 2
+    if verb == "cells":
+        print_cells(scale_name, words[1:])
+        return 0
+    if not Path("infoard.py").exists():
+        print("no infoard.py here: call this from the root of the repository", file=sys.stderr)
+        return 2
+
+    with Runner() as runner:
+        if verb == "tables":
+            run_tables(runner, scale_name, words[1:])
+        elif verb == "evidence" and words[:1] == ["first"]:
+            run_first(runner, words[1:])
+        elif verb == "evidence":
+            run_evidence(runner, words)
+        elif verb == "lite":
+            run_lite(runner, words)
+        else:
+            print(__doc__, file=sys.stderr)
+            return 2
+        return runner.report()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["cells"]:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cells paper | head` ends in silence
+    raise SystemExit(main(sys.argv[1:]))

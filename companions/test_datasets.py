@@ -1,0 +1,603 @@
+"""What holds for datasets.py: published layouts load exactly, what is missing or damaged is told.
+
+Small sets are written as the published ones are; the md5 sums that torchvision knows are replaced
+by theirs. There is no network: urlopen is replaced by one that reads a folder.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import pickle
+import re
+import shutil
+import sys
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from torchvision.datasets import CIFAR10, CIFAR100, SVHN
+
+import infoard as I
+from companions import datasets
+from test_infoard import noise, one_line
+
+each = pytest.mark.parametrize
+
+
+# ==== 1. Small sets, as published =================================================================
+
+
+@dataclass
+class Truth:
+    """What a loader must give: images [N,3,H,W], labels, names of the classes."""
+
+    x_train: np.ndarray
+    y_train: list
+    x_test: np.ndarray
+    y_test: list
+    classes: list = field(default_factory=list)
+
+
+def write_cifar(folder, batches, meta, names_key, labels_key):
+    """Pickles of four images each, the last of which is the test set."""
+    n = 4 * len(batches)
+    x = noise(n)
+    y = [i % 7 for i in range(n)]
+    names = list("abcdefghij")
+    for i, batch in enumerate(batches):
+        rows = slice(4 * i, 4 * i + 4)
+        content = {"data": x[rows].reshape(4, -1), labels_key: y[rows]}
+        (folder / batch).write_bytes(pickle.dumps(content, 2))
+    (folder / meta).write_bytes(pickle.dumps({names_key: names}, 2))
+    return Truth(x[:-4], y[:-4], x[-4:], y[-4:], names)
+
+
+def write_cifar10(folder):
+    batches = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    return write_cifar(folder, batches, "batches.meta", "label_names", "labels")
+
+
+def write_cifar100(folder):
+    return write_cifar(folder, ["train", "test"], "meta", "fine_label_names", "fine_labels")
+
+
+def write_svhn(folder):
+    """MATLAB's files, in which the digit 0 has the label 10."""
+    matlab = pytest.importorskip("scipy.io")
+    x = noise(8)
+    y = np.array([10, 1, 2, 9, 10, 3, 4, 5], np.uint8)
+    for name, rows in (("train", slice(5)), ("test", slice(5, 8))):
+        content = {"X": x[rows].transpose(2, 3, 1, 0), "y": y[rows, None]}
+        matlab.savemat(folder / f"{name}_32x32.mat", content, do_compression=True)
+    digits = list(y % 10)
+    return Truth(x[:5], digits[:5], x[5:], digits[5:], list("0123456789"))
+
+
+def write_images(folder, *names, seed=0):
+    """PNG whatever the name, since JPEG would change the pixels; the first one is gray."""
+    x = noise(len(names), 8, seed)
+    x[0] = x[0, :1]
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = x[i, 0] if i == 0 else x[i].transpose(1, 2, 0)
+        Image.fromarray(pixels).save(folder / name, "PNG")
+    return x
+
+
+def write_tiny(folder):
+    """Unlabelled test images, wnids.txt in no order, labels of val in a file."""
+    names = [f"train/n0{k}/images/{i}.JPEG" for k in (1, 2, 3) for i in (0, 1)]
+    x = write_images(folder, *names)
+    x_val = write_images(folder, *(f"val/images/val_{i}.JPEG" for i in range(4)), seed=1)
+    write_images(folder, "test/images/test_0.JPEG")
+    (folder / "wnids.txt").write_text("n03\nn01\nn02\n")
+    lines = [f"val_{i}.JPEG\tn0{k}\t0\t0\t8\t8\n" for i, k in enumerate((3, 1, 2, 1))]
+    (folder / "val/val_annotations.txt").write_text("".join(lines))
+    return Truth(x, [0, 0, 1, 1, 2, 2], x_val, [2, 0, 1, 0], ["n01", "n02", "n03"])
+
+
+def write_folder(folder, test="test"):
+    """Anyone's own images."""
+    x = write_images(folder / "train", "ant/1.png", "ant/2.png", "bee/0.png", "cow/7.png")
+    x_test = write_images(folder / test, "bee/a.png", "cow/a.png", seed=1)
+    return Truth(x, [0, 0, 1, 2], x_test, [1, 2], ["ant", "bee", "cow"])
+
+
+@dataclass
+class Published:
+    """How a set is published: its folder, its archive, which shutil makes, and who writes it."""
+
+    write: object
+    inner: str = ""
+    archive: str = ""
+    kind: str = ""
+
+
+SETS = {
+    "cifar10": Published(write_cifar10, "cifar-10-batches-py", "cifar-10-python.tar.gz", "gztar"),
+    "cifar100": Published(write_cifar100, "cifar-100-python", "cifar-100-python.tar.gz", "gztar"),
+    "svhn": Published(write_svhn),
+    "tinyimagenet": Published(write_tiny, "tiny-imagenet-200", "tiny-imagenet-200.zip", "zip"),
+    "folder": Published(write_folder, "", "mine.tar.xz", "xztar"),
+}
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def tell_cifar(patch, kind, root):
+    """torchvision's sums of CIFAR are those of the small set in root."""
+    folder = root / "d" / kind.base_folder
+    for name in ("train_list", "test_list"):
+        files = [file for file, _ in getattr(kind, name)]
+        patch.setattr(kind, name, [[file, md5(folder / file)] for file in files])
+    patch.setattr(kind, "meta", {**kind.meta, "md5": md5(folder / kind.meta["filename"])})
+    patch.setattr(kind, "tgz_md5", md5(root / "new" / kind.filename))
+
+
+def tell_sums(patch, name, root):
+    """The sums that the loaders know are those of the small set in root, until the patch ends."""
+    if name == "cifar10":
+        tell_cifar(patch, CIFAR10, root)
+    elif name == "cifar100":
+        tell_cifar(patch, CIFAR100, root)
+    elif name == "svhn":
+        for split in ("train", "test"):
+            url, file, _ = SVHN.split_list[split]
+            patch.setitem(SVHN.split_list, split, [url, file, md5(root / "d" / file)])
+    elif name == "tinyimagenet":
+        patch.setattr(datasets, "TINY_MD5", md5(root / "new" / SETS[name].archive))
+
+
+def publish(name, root):
+    """A small set in root/d, its archive in root/new; the truth."""
+    published = SETS[name]
+    folder = root / "d" / published.inner
+    folder.mkdir(parents=True)
+    (root / "new").mkdir()
+    truth = published.write(folder)
+    if published.archive:
+        inner = published.inner or None
+        made = shutil.make_archive(root / "packed", published.kind, root / "d", inner)
+        shutil.move(made, root / "new" / published.archive)
+    return truth
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """small(name): a small set in tmp_path, whose sums are known; the truth."""
+
+    def make(name):
+        truth = publish(name, tmp_path)
+        tell_sums(monkeypatch, name, tmp_path)
+        return truth
+
+    return make
+
+
+def load(name, root, place="d", **options):
+    """What lies in root/place, without a network."""
+    return I.load_dataset(name, root / place, download=False, cache=root / "cache", **options)
+
+
+def check(data, truth):
+    """Images and labels are the true ones, in the types and the layout that training expects."""
+    assert data.classes == truth.classes
+    for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+        assert x.dtype == torch.uint8
+        assert y.dtype == torch.long
+        assert x.is_contiguous(memory_format=torch.channels_last)
+    assert data.y_train.tolist() == list(truth.y_train)
+    assert data.y_test.tolist() == list(truth.y_test)
+    assert np.array_equal(data.x_train.numpy(), truth.x_train)
+    assert np.array_equal(data.x_test.numpy(), truth.x_test)
+
+
+# ==== 2. What lies there ==========================================================================
+
+
+def places(name):
+    """Where a user may say that a set lies: parent, folder, parent of the archive, archive."""
+    published = SETS[name]
+    found = ["d"]
+    if published.inner:
+        found += [f"d/{published.inner}", "new"]
+    if published.archive:
+        found.append(f"new/{published.archive}")
+    return found
+
+
+@each("name, place", [(name, place) for name in SETS for place in places(name)])
+def test_published_layout_loads_exactly(name, place, small, tmp_path):
+    truth = small(name)
+    data = load(name, tmp_path, place)
+    check(data, truth)
+    assert data.flip == (name != "svhn")
+
+
+@each("name", SETS)
+def test_the_current_folder_is_a_place_like_any_other(name, small, tmp_path, monkeypatch):
+    truth = small(name)
+    monkeypatch.chdir(tmp_path / "d" / SETS[name].inner)
+    check(I.load_dataset(name, ".", download=False, cache=tmp_path / "cache"), truth)
+
+
+def test_one_file_of_svhn_is_where_the_other_is(small, tmp_path):
+    truth = small("svhn")
+    check(load("svhn", tmp_path, "d/test_32x32.mat"), truth)
+
+
+def test_an_archive_may_have_any_name(small, tmp_path):
+    truth = small("cifar10")
+    archive = tmp_path / "new" / SETS["cifar10"].archive
+    archive.rename(tmp_path / "new/mine.tgz")
+    check(load("cifar10", tmp_path, "new/mine.tgz"), truth)
+
+
+def test_an_archive_is_unpacked_once_and_stays_alone(small, tmp_path, monkeypatch):
+    truth = small("cifar10")
+    check(load("cifar10", tmp_path, "new"), truth)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [SETS["cifar10"].archive]
+    monkeypatch.setattr(datasets, "unpack", None)
+    check(load("cifar10", tmp_path, "new"), truth)
+
+
+def fitted(x, size):
+    """Images [N,3,H,W] as PIL fits them."""
+    images = [Image.fromarray(image) for image in x.transpose(0, 2, 3, 1)]
+    made = [np.asarray(ImageOps.fit(image, (size, size))) for image in images]
+    return np.stack(made).transpose(0, 3, 1, 2)
+
+
+@each("name", SETS)
+@each("size", [8, 16, 40])
+def test_images_are_resized_by_pillow(name, size, small, tmp_path):
+    truth = small(name)
+    truth.x_train = fitted(truth.x_train, size)
+    truth.x_test = fitted(truth.x_test, size)
+    check(load(name, tmp_path, image_size=size), truth)
+
+
+def test_without_scipy_its_name_is_told(small, tmp_path, monkeypatch):
+    small("svhn")
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(ImportError, match="scipy"):  # which the command line turns into advice
+        load("svhn", tmp_path)
+
+
+# ==== 3. Image folders and their cache ============================================================
+
+
+@each("below", ["", "images"])
+@each("with_notes", [True, False])
+def test_sorted_tiny_imagenet_val_loads(with_notes, below, small, tmp_path):
+    small("tinyimagenet")
+    val = tmp_path / "d/tiny-imagenet-200/val"
+    for i, label in enumerate(("n03", "n01", "n02", "n01")):
+        (val / label / below).mkdir(parents=True, exist_ok=True)
+        (val / f"images/val_{i}.JPEG").rename(val / label / below / f"val_{i}.JPEG")
+    (val / "images").rmdir()
+    if not with_notes:
+        (val / "val_annotations.txt").unlink()
+    assert sorted(load("tinyimagenet", tmp_path).y_test.tolist()) == [0, 0, 1, 2]
+
+
+def test_folder_is_cached_and_renewed_when_files_change(tmp_path, monkeypatch):
+    truth = write_folder(tmp_path / "d", "val")
+    check(load("folder", tmp_path), truth)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", None)
+        check(load("folder", tmp_path), truth)
+    Image.new("RGB", (20, 9)).save(tmp_path / "d/train/bee/0.png")  # of another size, too
+    data = load("folder", tmp_path)
+    assert data.x_train.shape == (4, 3, 8, 8)
+    assert not data.x_train[2].any()
+
+
+def test_images_take_the_size_of_the_first_one(tmp_path):
+    write_folder(tmp_path / "d")
+    Image.new("RGB", (20, 9)).save(tmp_path / "d/train/ant/1.png")
+    data = load("folder", tmp_path)
+    assert data.x_train.shape == (4, 3, 9, 20)
+    assert data.x_test.shape == (2, 3, 9, 20)
+
+
+def cache_name(name, size, files):
+    """The name that a cache has had since the first version, of files in the order of names."""
+    state = ""
+    for file in files:
+        stat = file.stat()
+        state += f"{file} {stat.st_size} {stat.st_mtime_ns}\n"
+    return f"{name}-{size}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
+
+
+@each("place, entry", [("d", "d"), ("", "d"), ("new/mine.tar.xz", "new/mine.tar.xz")])
+def test_old_caches_go_on_working(place, entry, small, tmp_path, monkeypatch):
+    small("folder")
+    source = tmp_path / entry
+    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+    stem = cache_name("folder", 0, files or [source])
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    x = noise(3, 4, seed=5)
+    (cache / f"{stem}.images").write_bytes(x.transpose(0, 2, 3, 1).tobytes())
+    facts = {"labels": [1, 0, 1], "train": 2, "shape": [4, 4, 3], "classes": ["k", "l"]}
+    (cache / f"{stem}.json").write_text(json.dumps(facts))
+    check(load("folder", tmp_path, place), Truth(x[:2], [1, 0], x[2:], [1], ["k", "l"]))
+
+
+def test_a_cache_holds_what_old_versions_read(small, tmp_path):
+    truth = small("folder")
+    load("folder", tmp_path)
+    (facts,) = (tmp_path / "cache").glob("*.json")
+    x = np.concatenate([truth.x_train, truth.x_test])
+    y = [*truth.y_train, *truth.y_test]
+    assert json.loads(facts.read_text()) == {
+        "labels": y,
+        "train": len(truth.x_train),
+        "shape": [8, 8, 3],
+        "classes": truth.classes,
+    }
+    images = facts.with_suffix(".images").read_bytes()
+    assert images == x.transpose(0, 2, 3, 1).tobytes()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_images_of_an_unknown_class_are_told(tmp_path):
+    write_folder(tmp_path / "d")
+    write_images(tmp_path / "d/test", "dog/1.png")
+    with pytest.raises(I.InfoardError, match="dog/1.png is of class dog") as error:
+        load("folder", tmp_path)
+    assert one_line(error.value)
+
+
+# ==== 4. Downloads ================================================================================
+
+
+class Reply(io.BytesIO):
+    """What urlopen gives for a file."""
+
+    def __init__(self, url, content, length):
+        super().__init__(content)
+        self.url = url
+        self.length = length
+
+
+@dataclass
+class Site:
+    """A site that has the files of a folder, as long as it is up, and cuts them if told to."""
+
+    folder: Path
+    keep: float = 1.0
+    asked: list = field(default_factory=list)
+
+    def urlopen(self, request, *args, **options):
+        url = request if isinstance(request, str) else request.full_url
+        self.asked.append(url)
+        path = self.folder / url.rpartition("/")[2]
+        if not path.is_file():
+            raise OSError("no route to host")
+        content = path.read_bytes()
+        return Reply(url, content[: int(self.keep * len(content))], len(content))
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """The one site that can be reached, which has nothing yet."""
+    made = Site(tmp_path / "nowhere")
+    monkeypatch.setattr(urllib.request, "urlopen", made.urlopen)
+    return made
+
+
+def on_line(name, root):
+    """The folder whose files a set's site has."""
+    return root / ("d" if name == "svhn" else "new")
+
+
+@each("name", ["cifar10", "cifar100", "svhn", "tinyimagenet"])
+def test_missing_data_are_downloaded_once(name, small, site, tmp_path, capsys):
+    truth = small(name)
+    site.folder = on_line(name, tmp_path)
+    options = {"data_dir": tmp_path / "in/here", "cache": tmp_path / "cache"}
+    check(I.load_dataset(name, **options), truth)
+    out = capsys.readouterr().out
+    assert out.startswith("downloading http")
+    assert f" to {tmp_path}/in/here\n" in out
+    shutil.rmtree(site.folder)
+    site.asked.clear()
+    check(I.load_dataset(name, **options), truth)
+    assert site.asked == []
+    assert "downloading" not in capsys.readouterr().out
+
+
+@each("name", ["cifar10", "cifar100", "svhn", "tinyimagenet"])
+def test_what_is_there_is_not_downloaded(name, small, site, tmp_path):
+    truth = small(name)
+    check(I.load_dataset(name, tmp_path / "d", cache=tmp_path / "cache"), truth)
+    assert site.asked == []
+
+
+def test_only_the_missing_half_of_svhn_is_downloaded(small, site, tmp_path):
+    truth = small("svhn")
+    site.folder = tmp_path / "site"
+    shutil.move(tmp_path / "d", site.folder)
+    (tmp_path / "d").mkdir()
+    shutil.copy(site.folder / "train_32x32.mat", tmp_path / "d")
+    check(I.load_dataset("svhn", tmp_path / "d"), truth)
+    assert {url.rpartition("/")[2] for url in site.asked} == {"test_32x32.mat"}
+
+
+def test_a_damaged_file_is_replaced_by_a_download(small, site, tmp_path):
+    truth = small("cifar10")
+    site.folder = tmp_path / "new"
+    batch = tmp_path / "d/cifar-10-batches-py/data_batch_2"
+    whole = batch.read_bytes()
+    batch.write_bytes(whole[:-1])
+    check(I.load_dataset("cifar10", tmp_path / "d", cache=tmp_path / "cache"), truth)
+    assert batch.read_bytes() == whole
+
+
+@each("name", ["cifar10", "cifar100", "svhn", "tinyimagenet"])
+@each("keep", [0.0, 0.5, 0.99])
+def test_a_download_that_is_not_whole_leaves_nothing(name, keep, small, site, tmp_path):
+    small(name)
+    site.folder = on_line(name, tmp_path)
+    site.keep = keep
+    with pytest.raises(I.InfoardError, match="corrupted.*: put") as error:
+        I.load_dataset(name, tmp_path / "in", cache=tmp_path / "cache")
+    assert one_line(error.value)
+    assert list((tmp_path / "in").iterdir()) == []
+
+
+HINTS = {  # what to put where
+    "cifar10": "void.*: put cifar-10-python.tar.gz or cifar-10-batches-py/ there",
+    "cifar100": "void.*: put cifar-100-python.tar.gz or cifar-100-python/ there",
+    "svhn": "void.*: put train_32x32.mat and test_32x32.mat there",
+    "tinyimagenet": "void.*: put tiny-imagenet-200.zip or tiny-imagenet-200/ there",
+    "folder": "void.*: put train and test there",
+}
+
+
+@each("name", SETS)
+@each("download", [True, False])
+def test_missing_data_are_one_line(name, download, site, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(I.InfoardError, match=HINTS[name]) as error:
+        I.load_dataset(name, "void", download=download)
+    assert one_line(error.value)
+    assert str(error.value).endswith(", or name its --data-dir")
+    tried = download and name != "folder"
+    assert bool(site.asked) == tried
+    assert ("no route to host" in str(error.value)) == tried
+
+
+def test_missing_data_end_the_command_line_with_code_two(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = "--dataset cifar10 --data-dir void --no-download --framework natural --student tiny"
+    assert I.main([*line.split(), "--attacks", "clean", "--no-figures"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("infoard: error: no cifar10 in void: put cifar-10-python.tar.gz")
+    assert one_line(err)
+
+
+def test_files_arrive_whole_or_not_at_all(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a").write_text("old")
+    with pytest.raises(OSError, match="broken off"):
+        with datasets.arriving(tmp_path / "in") as work:
+            (work / "a").write_text("new")
+            raise OSError("broken off")
+    assert [path.read_text() for path in (tmp_path / "in").iterdir()] == ["old"]
+    with datasets.arriving(tmp_path / "in") as work:
+        (work / "a").write_text("new")
+        (work / "b/c").mkdir(parents=True)
+        (work / "b/c/d").write_text("more")
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["a", "b"]
+    assert (tmp_path / "in/a").read_text() == "new"
+    assert (tmp_path / "in/b/c/d").read_text() == "more"
+
+
+# ==== 5. Damage ===================================================================================
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(a folder with all sets to be copied and damaged, the truth of each)."""
+    top = tmp_path_factory.mktemp("whole")
+    truth = {name: publish(name, top / name) for name in SETS}
+    shutil.make_archive(top / "folder/new/mine", "tar", top / "folder/d")
+    return top, truth
+
+
+def damage(path, share, cut):
+    """Cuts a file after a share of its bytes, or changes the one that stands there."""
+    content = bytearray(path.read_bytes())
+    begin = int(share * len(content))
+    if cut:
+        del content[begin:]
+    else:
+        content[begin] ^= 0x5A
+    path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def damaged(whole, name, file, share, cut):
+    """The copy of a set with a damaged file, of which torchvision knows the whole one's sum."""
+    top, _ = whole
+    with pytest.MonkeyPatch.context() as patch:
+        tell_sums(patch, name, top / name)
+        root = shutil.copytree(top / name, top / "damaged")
+        damage(root / file, share, cut)
+        try:
+            yield root
+        finally:
+            shutil.rmtree(root)
+
+
+SUMMED = [  # sets of which every byte is known, where they are said to lie, a file
+    ("cifar10", "d", "d/cifar-10-batches-py/data_batch_3"),
+    ("cifar10", "new", "new/cifar-10-python.tar.gz"),
+    ("cifar100", "d", "d/cifar-100-python/meta"),
+    ("svhn", "d", "d/train_32x32.mat"),
+]
+OTHERS = [
+    ("tinyimagenet", "new", "new/tiny-imagenet-200.zip"),
+    ("folder", "d", "d/test/bee/a.png"),
+    ("folder", "d", "d/train/ant/1.png"),
+    ("folder", "new/mine.tar", "new/mine.tar"),
+    ("folder", "new/mine.tar.xz", "new/mine.tar.xz"),
+]
+shares = st.floats(0, 0.95)
+
+
+@each("name, place, file", SUMMED)
+@given(share=shares, cut=st.booleans())
+def test_a_damaged_file_with_a_known_sum_is_named(whole, name, place, file, share, cut):
+    with damaged(whole, name, file, share, cut) as root:
+        with pytest.raises(I.InfoardError, match="is damaged.*: put") as error:
+            load(name, root, place)
+        assert one_line(error.value)
+        assert Path(file).name in str(error.value)
+
+
+@each("name, place, file", OTHERS)
+@given(share=shares, cut=st.booleans())
+def test_any_other_damaged_file_is_one_line_or_harmless(whole, name, place, file, share, cut):
+    _, truth = whole
+    with damaged(whole, name, file, share, cut) as root:
+        try:
+            data = load(name, root, place)
+        except I.InfoardError as error:
+            assert one_line(error)
+        else:
+            if cut and not file.endswith(".tar"):  # one cut between two members looks whole
+                check(data, truth[name])
+
+
+def test_half_of_a_set_is_told(small, tmp_path):
+    small("svhn")
+    (tmp_path / "d/test_32x32.mat").unlink()
+    with pytest.raises(I.InfoardError, match="not complete .test_32x32.mat.: put"):
+        load("svhn", tmp_path)
+
+
+def test_a_damaged_image_is_named(small, tmp_path):
+    small("folder")
+    damage(tmp_path / "d/test/bee/a.png", 0.5, cut=True)
+    with pytest.raises(I.InfoardError, match=re.escape("test/bee/a.png: corrupt")):
+        load("folder", tmp_path)
+
+
+def test_a_damaged_folder_beside_its_archive_is_passed_over(small, tmp_path):
+    truth = small("cifar10")
+    shutil.copy(tmp_path / "new/cifar-10-python.tar.gz", tmp_path / "d")
+    damage(tmp_path / "d/cifar-10-batches-py/test_batch", 0.5, cut=True)
+    check(load("cifar10", tmp_path), truth)

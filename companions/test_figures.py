@@ -1,0 +1,361 @@
+"""What holds for figures.py: what is drawn is what was given, and attention maps by hand.
+
+Figures are asked for their data, not compared as pixels.
+"""
+
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+import infoard as I
+from companions import figures
+from test_infoard import mean, near, rand
+
+CPU = torch.device("cpu")
+ROOT = Path(I.__file__).parent
+
+
+def images(n: int, seed: int = 0) -> torch.Tensor:
+    """Images [n,3,32,32] in [0,1]."""
+    return rand(n, 3, 32, 32, seed=seed).float()
+
+
+def filled(fill, **content) -> Figure:
+    """The figure that a function fills, laid out."""
+    figure = Figure(layout="constrained")
+    fill(figure, **content)
+    figure.canvas.draw()
+    return figure
+
+
+def points(line) -> list[tuple[float, float]]:
+    """The points of a line."""
+    points = line.get_xydata().tolist()
+    return [(x, y) for x, y in points]
+
+
+def means_of(bars) -> list[tuple[float, float]]:
+    """The points of error bars."""
+    return points(bars[0])
+
+
+def ends_of(bars, axis: int) -> tuple[list[float], list[float]]:
+    """Where error bars begin and end on an axis."""
+    segments = bars[2][0].get_segments()
+    low = [float(segment[0, axis]) for segment in segments]
+    high = [float(segment[1, axis]) for segment in segments]
+    return low, high
+
+
+def is_no_blank_picture(file: Path) -> bool:
+    """Whether the pixels of a PNG differ: white paper alone has a deviation of zero."""
+    return np.array(Image.open(file).convert("L")).std() > 5
+
+
+# ==== 1. Drawing ==================================================================================
+
+
+def plot_something(figure) -> None:
+    figure.subplots().plot([0, 1, 0, 1], lw=20)
+
+
+def test_each_figure_is_drawn_as_png_and_pdf(tmp_path, capsys):
+    before = dict(matplotlib.rcParams)
+    figures.draw(tmp_path / "figures", one=plot_something, two=plot_something)
+    assert "one, two, as png and pdf" in capsys.readouterr().out
+    names = sorted(file.name for file in (tmp_path / "figures").iterdir())
+    assert names == ["one.pdf", "one.png", "two.pdf", "two.png"]
+    assert is_no_blank_picture(tmp_path / "figures/two.png")
+    assert (tmp_path / "figures/one.pdf").read_bytes().startswith(b"%PDF")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_only_the_first_rank_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(I, "world", lambda: (1, 2))
+    figures.draw(tmp_path / "figures", one=plot_something)
+    assert not (tmp_path / "figures").exists()
+
+
+def test_importing_figures_needs_no_matplotlib():
+    code = "import sys, companions.figures; sys.exit('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
+    assert done.returncode == 0
+
+
+# ==== 2. The figures ==============================================================================
+
+
+def test_gains_are_drawn_in_order_with_their_intervals():
+    rows = {
+        "a": {"worst": (1.0, 0.5), "clean": (-2.0, 0.25)},
+        "b": {"clean": (3.0, 0.75)},  # of a cell with other attacks
+    }
+    worst, clean = filled(figures.figure_gains, rows=rows).axes
+    assert [label.get_text() for label in worst.get_yticklabels()] == ["a", "b"]
+    assert means_of(clean.containers[0]) == [(-2.0, 0.0), (3.0, -1.0)]  # a above b
+    low, high = ends_of(clean.containers[0], axis=0)
+    assert low == [-2.25, 2.25] and high == [-1.75, 3.75]
+    first, second = means_of(worst.containers[0])
+    assert first == (1.0, 0.0) and math.isnan(second[0])
+
+
+def test_curve_shows_mean_and_deviation_beside_time():
+    quick = (8.0, "quick", [50.0], [29.0])
+    slow = (20.4, "slow", [51.0, 53.0], [30.0, 34.0])
+    clean, worst = filled(figures.figure_curve, rows=[quick, slow]).axes
+    assert [text.get_text() for text in worst.texts] == ["quick", "slow"]
+    assert means_of(clean.containers[0]) == [(8.0, 50.0)]
+    assert means_of(clean.containers[1]) == [(20.4, 52.0)]
+    assert means_of(worst.containers[1]) == [(20.4, 32.0)]
+    [low], [high] = ends_of(worst.containers[1], axis=1)
+    assert (high - low) / 2 == pytest.approx(statistics.stdev([30.0, 34.0]))
+
+
+def log_of(epochs: int, **more: float) -> list[dict]:
+    """Rows of a log as training writes them."""
+    rows = []
+    for epoch in range(1, epochs + 1):
+        row = {"epoch": epoch, "lr": 0.1}
+        row.update(loss=2.0 / epoch, feat=-1.0 * epoch)
+        row.update(eps=8 / 255, steps=3.0)
+        row.update(more)
+        row["seconds"] = 1.0
+        rows.append(row)
+    return rows
+
+
+def test_curves_show_the_log():
+    results = {"best": {"epoch": 2}, "over_eps": {"0": 60.0, "8": 30.0}}
+    log = log_of(3, val_clean=50.0, val_pgd=20.0)
+    figure = filled(figures.figure_curves, log=log, results=results)
+    accuracy, loss, attack, over_eps = figure.axes
+    clean, pgd, best = accuracy.lines
+    assert points(clean) == [(1, 50), (2, 50), (3, 50)]
+    assert points(pgd) == [(1, 20), (2, 20), (3, 20)]
+    assert points(best)[0][0] == 2
+    labelled = {line.get_label(): line for line in (*loss.lines, *attack.lines)}
+    assert list(labelled) == ["loss", "feat", "eps", "steps"]
+    assert points(labelled["loss"])[1] == (2, 1)
+    assert points(labelled["feat"])[1] == (2, -2)
+    assert points(labelled["eps"])[0] == (1, 8)
+    assert points(labelled["steps"])[0] == (1, 3)
+    assert points(over_eps.lines[0]) == [(0, 60), (8, 30)]
+
+
+def test_curves_of_a_run_without_validation_leave_a_panel_empty():
+    results = {"best": {"epoch": 2}}
+    figure = filled(figures.figure_curves, log=log_of(2), results=results)
+    accuracy = figure.axes[0]
+    assert len(accuracy.lines) == 1  # where the best epoch is
+    assert accuracy.get_legend() is None
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_sheet_has_a_picture_in_each_place(rows):
+    columns = {"clean": rand(rows, 8, 8, 3), "student\nclean": rand(rows, 4, 4)}
+    labels = [f"cat {i}" for i in range(rows)]
+    figure = filled(figures.figure_sheet, labels=labels, columns=columns)
+    assert len(figure.axes) == 2 * rows
+    for i in range(rows):
+        left = figure.axes[2 * i]
+        right = figure.axes[2 * i + 1]
+        assert left.get_ylabel() == labels[i]
+        near(left.images[0].get_array(), columns["clean"][i])
+        near(right.images[0].get_array(), columns["student\nclean"][i])
+
+
+# ==== 3. A run ====================================================================================
+
+
+def run_of(student, teacher=None, eps: float = 8 / 255) -> SimpleNamespace:
+    """What sheet() asks of a run."""
+    return SimpleNamespace(
+        evaluated=student,
+        nets={"teacher": teacher},
+        device=CPU,
+        cfg=SimpleNamespace(eps=eps),
+        data=SimpleNamespace(classes=[f"class{i}" for i in range(10)]),
+    )
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_a_sheet_goes_from_the_weakest_to_the_strongest(with_teacher):
+    student = I.build_model("tiny").eval()
+    teacher = I.build_model("tiny_wide").eval() if with_teacher else None
+    x = images(10)
+    y = torch.arange(10)
+    made = figures.sheet(run_of(student, teacher), x, y, rows=4)
+    judge = teacher if with_teacher else student
+    lead = I.margin(I.predict(judge, x).softmax(1), y)
+    chosen = lead.argsort()[[0, 3, 6, 9]]
+    assert torch.equal(made["columns"]["clean"], x[chosen].movedim(1, 3))
+    assert made["labels"] == [f"class{i}\nlead {lead[i]:+.2f}" for i in chosen.tolist()]
+    assert ("teacher\nclean" in made["columns"]) == with_teacher
+    assert {len(column) for column in made["columns"].values()} == {4}
+
+
+def sheet_of(student, eps: float = 8 / 255) -> dict[str, torch.Tensor]:
+    """The columns of a sheet of six images."""
+    run = run_of(student, eps=eps)
+    return figures.sheet(run, images(6), torch.arange(6))["columns"]
+
+
+def test_a_sheet_shows_the_attack_within_its_radius():
+    student = I.build_model("tiny").eval()
+    columns = sheet_of(student)
+    change = columns["attacked"] - columns["clean"]
+    assert 0 < change.abs().max() <= 8 / 255 + 1e-7  # float32
+    near(columns["perturbation"], 0.5 + change / (16 / 255), 1e-6)  # black: -eps, white: eps
+    assert (sheet_of(student, eps=0.0)["perturbation"] == 0.5).all()
+
+
+def test_a_sheet_shows_regenerated_images_if_there_are_any():
+    student = I.build_model("tiny").eval()
+    student.regenerated = lambda x: 1 - x
+    columns = sheet_of(student)
+    assert torch.equal(columns["clean\nregenerated"], 1 - columns["clean"])
+    assert torch.equal(columns["attacked\nregenerated"], 1 - columns["attacked"])
+
+
+def stages_by_hand(net, x) -> list[torch.Tensor]:
+    """The last features of `tiny` at each of its three resolutions."""
+    found = []
+    features = x
+    for name, layer in net.named_children():
+        features = layer(features)
+        if name in ("relu", "layer1", "layer3"):
+            found.append(features.detach())
+    return found
+
+
+def attention_by_hand(features: torch.Tensor) -> torch.Tensor:
+    """Sums of squares over channels, of length one: [N,C,H,W] -> [N,HW]."""
+    return F.normalize(features.square().sum(1).flatten(1))
+
+
+def test_attention_is_shown_at_the_last_resolution_but_one():
+    net = I.build_model("tiny").eval()
+    x = images(2)
+    x_adv = images(2, seed=1)
+    shown = figures.attention_pictures(net, "net", x, x_adv)
+    assert list(shown) == ["net\nclean", "net\nattacked"]
+    for picture, seen in zip(shown.values(), (x, x_adv), strict=True):
+        expected = attention_by_hand(stages_by_hand(net, seen)[1])
+        assert picture.shape == (2, 8, 8)
+        near(picture.flatten(1), expected, 1e-6)
+    assert hooks_of(net) == 0
+
+
+def test_a_net_without_maps_has_no_attention_to_show():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).eval()
+    x = images(2)
+    assert figures.attention_pictures(net, "net", x, x) == {}
+
+
+def hooks_of(net) -> int:
+    """How many hooks are left in a net."""
+    return sum(len(module._forward_hooks) for module in net.modules())
+
+
+@pytest.fixture
+def done(lab, tmp_path):
+    """A copy of a finished run that may be changed."""
+    shutil.copytree(lab.top / "done", tmp_path / "done")
+    return tmp_path / "done"
+
+
+def test_figures_of_a_finished_run_are_drawn_again(done):
+    shutil.rmtree(done / "figures")
+    assert I.main(["figures", str(done)]) == 0
+    names = sorted(file.name for file in (done / "figures").iterdir())
+    assert names == ["curves.pdf", "curves.png", "sheet.pdf", "sheet.png"]
+    assert is_no_blank_picture(done / "figures/curves.png")
+    assert is_no_blank_picture(done / "figures/sheet.png")
+
+
+def test_figures_need_a_finished_run(tmp_path, capsys):
+    assert I.main(["figures", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "holds no finished run" in error and error.count("\n") == 1
+
+
+def test_a_finished_run_holds_its_accuracy_over_eps(done):
+    results = json.loads((done / "results.json").read_text())
+    over_eps = results["over_eps"]
+    assert list(over_eps) == [str(radius) for radius in figures.RADII]
+    assert over_eps["0"] == results["last"]["clean"]
+    assert over_eps["8"] <= over_eps["0"] and over_eps["64"] <= over_eps["8"]
+
+
+# ==== 4. Attention ================================================================================
+
+
+def test_a_net_beside_itself_looks_alike_and_leaves_no_hooks():
+    net = I.build_model("tiny").eval()
+    x = images(6)
+    for name, cosines in figures.alike(net, net, x, x).items():
+        assert cosines.shape == (6,)
+        assert (cosines <= 1 + 1e-5).all()  # of sums over float32
+        itself = bool((cosines > 1 - 1e-5).all())
+        assert itself == (name != "S(x), T(another)")
+    assert hooks_of(net) == 0
+
+
+def test_attention_is_compared_stage_by_stage():
+    student = I.build_model("tiny").eval()
+    teacher = I.build_model("tiny_wide").eval()
+    x = images(5)
+    x_adv = images(5, seed=1)
+
+    def maps(net, seen):
+        attention = [attention_by_hand(features) for features in stages_by_hand(net, seen)]
+        return [F.normalize(a - a.mean(1, keepdim=True)) for a in attention]
+
+    s = maps(student, x)
+    s_adv = maps(student, x_adv)
+    t = maps(teacher, x)
+    expected = {
+        "S(x), S(x')": (s, s_adv),
+        "S(x), T(x)": (s, t),
+        "S(x'), T(x)": (s_adv, t),
+        "S(x'), T(x')": (s_adv, maps(teacher, x_adv)),
+        "S(x), T(another)": (s, [stage.roll(1, 0) for stage in t]),
+    }
+    found = figures.alike(student, teacher, x, x_adv)
+    assert list(found) == list(expected)
+    for name, (a, b) in expected.items():
+        stages = [F.cosine_similarity(u, v) for u, v in zip(a, b, strict=True)]
+        near(found[name], mean(stages), 1e-5)  # of sums over float32
+    means = [cosines.mean().item() for cosines in found.values()]
+    assert len(set(means)) == 5  # all pairs differ
+
+
+def test_attention_of_finished_runs(done, capsys):
+    above = done.parent
+    argv = ["attention", str(above), "--eval-subset", "20", "--device", "cpu"]
+    assert I.main(argv) == 0
+    text = (above / "attention.md").read_text()
+    assert text.strip() == capsys.readouterr().out.strip()
+    assert "| done" in text and "S(x'), T(x)" in text
+
+
+def test_attention_needs_a_teacher(done, capsys):
+    config = json.loads((done / "config.json").read_text())
+    config["settings"]["teacher"] = None
+    I.save(done / "config.json", config)
+    assert I.main(["attention", str(done.parent), "--eval-subset", "20"]) == 2
+    assert "add --teacher" in capsys.readouterr().err

@@ -1,0 +1,344 @@
+"""What holds for many processes: two ranks do what one does, and no death of one costs a run.
+
+torchrun starts functions of this file in two processes; what they find they leave in files.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import infoard as I
+from companions import ranks
+from test_infoard import BASE, SMALL, evaluate, near
+
+CPU = torch.device("cpu")
+# Settings of steps that N processes must make as one does.
+SHARED = {
+    "saad": {"framework": "saad", "infoard": False, "beta": 0.5},
+    "rslad": {"infoard": False},
+    "kd": {"asa": "uniform", "w_rel": 1.0},
+    "dv": {"asa": "off", "mim": "dv"},
+    "vid": {"asa": "off", "mim": "vid", "w_att": 0.0},
+    "mtard": {"framework": "mtard", "infoard": False},
+}
+each = pytest.mark.parametrize
+
+
+# ==== 1. What the processes do ====================================================================
+
+
+def without_norm(classes: int = 10, size: int = 32) -> nn.Module:
+    """A net whose samples do not see each other."""
+    layers = {
+        "relu": nn.ReLU(),
+        "layer1": nn.Sequential(I.conv(8, 16, 3, 2), nn.ReLU()),
+        "layer2": nn.Sequential(I.conv(16, 32, 3, 2), nn.ReLU()),
+    }
+    return I.in_a_row(size, I.conv(3, 8), layers, nn.Linear(32, classes))
+
+
+def first_steps(run: I.Run, n: int) -> None:
+    """The first n steps of a training, this rank's share of them."""
+    order = run.train[torch.randperm(len(run.train), generator=run.generators["data"])]
+    for i in range(0, n * run.cfg.batch_size, run.cfg.batch_size):
+        batch = order[i : i + run.cfg.batch_size]
+        share = i / len(run.train) / run.cfg.epochs
+        I.train_step(run, batch[run.rank :: run.ranks], share)
+
+
+def steps_of_each(found: dict) -> None:
+    """Three steps of each of SHARED: adds what is learned, and the means of the log."""
+    for name, options in SHARED.items():
+        cfg = I.Config(**{**BASE, "student": "without_norm", **options}).resolved()
+        torch.manual_seed(7)
+        net = without_norm().requires_grad_(False).eval()
+        run = I.Run(cfg, SMALL, CPU, {"teacher": net, "teacher_nat": net})
+        first_steps(run, 3)
+        learned = [*run.student.parameters(), *run.parts["critics"].parameters()]
+        if name == "mtard":
+            learned.append(run.at.memory["w"])
+        found[name] = torch.cat([p.detach().flatten() for p in learned])
+        sums = [I.all_reduce_sum(value) for value in run.at.sums.values()]
+        found[f"{name} means"] = torch.stack(sums) / (3 * cfg.batch_size)
+
+
+def evaluation_of(teacher: str, found: dict, patch: pytest.MonkeyPatch) -> None:
+    """An evaluation: adds its numbers, and how many images this rank has attacked."""
+    seen = []
+    real = I.ATTACKS["fgsm"]
+
+    def fgsm(net, x, y, **options):
+        seen.append(len(x))
+        return real(net, x, y, **options)
+
+    patch.setitem(I.ATTACKS, "fgsm", fgsm)
+    attacks = "clean,fgsm,pgd,apgd,spatial"
+    result = evaluate(I.load_teacher(teacher), 50, attacks=attacks, batch_size=8, eps=2 / 255)
+    found["attacked"] = torch.tensor([sum(seen)])
+    columns = [*I.METRICS, "spatial", "n"]
+    found["evaluation"] = torch.tensor([result[name] or 0.0 for name in columns])
+
+
+def train_small(**options) -> None:
+    """I.train on few images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(I, "render_shapes", lambda: SMALL)
+        I.train(resume=True, **options)
+
+
+def two_runs(top: str, teacher: str, patch: pytest.MonkeyPatch) -> None:
+    """A whole run, and one that rank 1 alone is told to stop in its third step, begun twice."""
+    rank = I.world()[0]
+    real_finish = I.finish
+    real_step = I.train_step
+
+    def finish(run, out):
+        torch.save(run.evaluated.state_dict(), f"{top}/net{rank}.pt")
+        return real_finish(run, out)
+
+    def step_and_stop(run, rows, share):
+        real_step(run, rows, share)
+        if rank == 1 and run.at.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {**BASE, "val_size": 39, "batch_size": 30, "teacher": teacher, "eval_batch": 10}
+    patch.setattr(I, "finish", finish)
+    train_small(**options, out=f"{top}/whole")
+    patch.setattr(I, "train_step", step_and_stop)
+    try:
+        train_small(**options, out=f"{top}/broken")
+    except SystemExit as stopped:
+        assert stopped.code == 128 + signal.SIGTERM
+        Path(f"{top}/stopped{rank}").write_text("at the log point after it")
+    train_small(**options, out=f"{top}/broken")
+
+
+def work_of_a_rank(top: str, teacher: str) -> None:
+    """A few steps in each of SHARED, an evaluation and, of many ranks, whole runs."""
+    torch.set_num_threads(1)
+    joined = contextlib.nullcontext()
+    if "LOCAL_RANK" in os.environ:
+        joined = ranks.all_ranks("cpu")
+    with joined, pytest.MonkeyPatch.context() as patch:
+        rank, n = I.world()
+        patch.setitem(I.MODELS, "without_norm", without_norm)
+        found = {"world": torch.tensor([rank, n])}
+        real = I.Step.attack
+
+        def from_x(step, objective, init=""):
+            """Starts are drawn by each rank for itself: none here."""
+            real(step, objective, "none")
+
+        with patch.context() as inner:
+            inner.setattr(I.Step, "attack", from_x)
+            steps_of_each(found)
+        evaluation_of(teacher, found, patch)
+        torch.save(found, f"{top}/{n}-{rank}.pt")
+        if n > 1:
+            two_runs(top, teacher, patch)
+
+
+def dying_rank(top: str, teacher: str) -> int:
+    """The command line, whose rank 1 is killed in its second epoch, the first time."""
+    real = I.train_step
+
+    def step(run, rows, share):
+        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if first and run.rank == 1 and run.at.epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(run, rows, share)
+
+    I.train_step = step
+    I.render_shapes = lambda: SMALL
+    options = {**BASE, "teacher": teacher, "out": f"{top}/died", "framework": "rslad"}
+    words = ["--resume"]
+    for name, value in options.items():
+        if value is False:
+            words.append(I.flag_of(f"no_{name}"))
+        else:
+            words += [I.flag_of(name), str(value)]
+    return I.main(words)
+
+
+def leave(code: int | None) -> None:
+    """Ends this process as infoard.py does under torchrun."""
+    sys.stdout.flush()
+    os._exit(code or 0)
+
+
+def torchrun(call: str, *options: str) -> subprocess.CompletedProcess:
+    """Two processes that each make a call of a function of this file."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    env = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    code = f"import companions.test_ranks as t; t.leave(t.{call})"
+    command += [*options, "--no-python", sys.executable, "-c", code]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+
+
+# ==== 2. What holds for them ======================================================================
+
+
+@pytest.fixture(scope="session")
+def work(lab, tmp_path_factory):
+    """The folder of what two processes and one have found, and what the two have printed."""
+    top = tmp_path_factory.mktemp("ranks")
+    done = torchrun(f"work_of_a_rank({str(top)!r}, {lab.teacher!r})")
+    assert done.returncode == 0, done.stderr[-3000:]
+    threads = torch.get_num_threads()
+    work_of_a_rank(str(top), lab.teacher)
+    torch.set_num_threads(threads)
+    return top, done.stdout
+
+
+def test_two_ranks_do_what_one_process_does(work):
+    top, _ = work
+    one, first, second = (torch.load(top / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert one.pop("world").tolist() == [0, 1]
+    assert first.pop("world").tolist() == [0, 2] and second.pop("world").tolist() == [1, 2]
+    shares = [first.pop("attacked"), second.pop("attacked")]
+    assert sum(shares).equal(one.pop("attacked")) and min(shares) > 0
+    assert first.keys() == one.keys() and len(first) == 2 * len(SHARED) + 1
+    for name in first:
+        assert first[name].equal(second[name]), name
+        near(first[name], one[name], 1e-5)  # float32: the same sums in another order
+    assert first["evaluation"].equal(one["evaluation"]) and first["evaluation"][-1] == 50
+
+
+def test_ranks_stop_together_and_go_on_as_if_they_had_not(work):
+    top, _ = work
+    assert sorted(file.name for file in top.glob("stopped*")) == ["stopped0", "stopped1"]
+    logs = []
+    for name in ("whole", "broken"):
+        lines = (top / name / "log.jsonl").read_text().splitlines()
+        logs.append([json.loads(line) for line in lines])
+    assert logs[0][0]["steps"] == 1.0  # of 361 images 360 are seen, and divided by
+    for row, other_row in zip(*logs, strict=True):  # what ranks had summed up is now rank 0's
+        names = [name for name in row if name not in ("images_per_s", "seconds")]
+        assert list(row) == list(other_row)
+        values = torch.tensor([row[name] for name in names])
+        near(values, torch.tensor([other_row[name] for name in names]), 1e-6)
+
+    whole, other = (I.load_tensors(top / name / "last.pt") for name in ("whole", "broken"))
+    for part in ("model", "critics"):
+        assert all(value.equal(other[part][name]) for name, value in whole[part].items())
+    starts = whole["generators"]["attack"]
+    assert starts.equal(other["generators"]["attack"])
+    assert len(starts) == 2 and not starts[0].equal(starts[1])
+
+
+def test_ranks_end_with_the_same_net_and_its_results(work):
+    top, printed = work
+    first, second = (torch.load(top / f"net{rank}.pt") for rank in (0, 1))
+    assert all(value.equal(second[name]) for name, value in first.items())  # buffers, too
+    results = json.loads((top / "whole/results.json").read_text())["last"]
+    net = I.load_teacher(f"{top}/whole/last.pt")
+    x, y = I.test_images(SMALL, 40, CPU)
+    again = I.evaluate(net, x, y, attacks="clean,fgsm", batch_size=10, classes=10)
+    assert results["clean"] == again["clean"] and results["fgsm"] == again["fgsm"]
+    assert printed.count("2 x cpu") == 3  # of whole, broken and broken again, by rank 0 alone
+
+
+def test_death_of_a_rank_is_one_line_and_costs_an_epoch_at_most(lab, tmp_path):
+    done = torchrun(f"dying_rank({str(tmp_path)!r}, {lab.teacher!r})", "--max-restarts=1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [line for line in done.stderr.splitlines() if "infoard: error" in line]
+    assert len(told) == 1 and "rank 0" in told[0] and "with --resume" in told[0]
+    assert "from epoch 2" in done.stdout and (tmp_path / "died/results.json").exists()
+
+
+def test_resume_with_more_ranks_keeps_the_common_draws(tmp_path):
+    cfg = I.Config(**BASE, framework="natural").resolved()
+    run = I.Run(cfg, SMALL, CPU, {"teacher": None})
+    first_steps(run, 1)
+    run.at.position = 64
+    I.save(tmp_path / "last.pt", run.state())
+
+    other = I.Run(cfg, SMALL, CPU, {"teacher": None})
+    other.rank = 1  # one more than there were
+    fresh = other.generators["attack"].get_state()
+    other.load(tmp_path / "last.pt")
+    assert other.generators["data"].get_state().equal(run.generators["data"].get_state())
+    assert other.generators["attack"].get_state().equal(fresh)
+    assert other.at.position == 64
+    assert run.at.sums["loss"] and not other.at.sums["loss"]
+
+
+# ==== 3. Mistakes =================================================================================
+
+
+def test_batch_must_be_a_multiple_of_the_ranks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(I, "world", lambda: (0, 3))
+    assert I.main(["--out", str(tmp_path), "--no-figures"]) == 2
+    assert "multiple of 3" in capsys.readouterr().err
+    monkeypatch.setattr(I, "world", lambda: (0, 1))
+    assert I.main(["--out", str(tmp_path), "--sync-bn", "--device", "cpu"]) == 2
+    assert "--sync-bn" in capsys.readouterr().err
+
+
+@each(
+    "device, local, gpus, taken",
+    [
+        ("auto", 0, 0, -1),  # no GPU: all share the CPU, however many they are
+        ("auto", 7, 0, -1),
+        ("cpu", 7, 2, -1),
+        ("cuda", 1, 2, 1),
+        ("auto", 0, 2, 0),
+        ("auto", 2, 2, None),
+        ("cuda:1", 0, 2, None),
+        ("cuda:0", 0, 0, None),
+    ],
+)
+def test_each_process_takes_the_gpu_of_its_number(device, local, gpus, taken, monkeypatch):
+    calls = []
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    if taken is None:
+        with pytest.raises(I.InfoardError, match="--nproc-per-node"):
+            ranks.take_device(device)
+        assert calls == []
+    else:
+        assert ranks.take_device(device) == (taken >= 0)
+        assert calls == [taken]
+
+
+@each(
+    "message, told",
+    [
+        ("[gloo/transport] Connection closed by peer", True),
+        ("NCCL error in: ProcessGroup", True),
+        ("Timed out after 3600000ms", True),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_what_a_lost_rank_causes_is_told_apart(message, told, monkeypatch):
+    monkeypatch.setattr(ranks, "join", lambda device: 0)
+    expected = I.InfoardError if told else RuntimeError
+    with pytest.raises(expected) as error, ranks.all_ranks("cpu"):
+        raise RuntimeError(message)
+    assert type(error.value) is expected
+    assert message[:99] in str(error.value)
+    assert ("--resume" in str(error.value)) == told
+
+
+@each("rank, printed", [(0, "inside\n"), (1, "")])
+def test_rank_0_alone_prints(rank, printed, monkeypatch, capsys):
+    monkeypatch.setattr(ranks, "join", lambda device: rank)
+    monkeypatch.setattr(ranks.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    monkeypatch.delenv("TQDM_DISABLE")
+    with ranks.all_ranks("cpu"):
+        print("inside")
+    assert ("TQDM_DISABLE" in os.environ) == (rank == 1)
+    assert capsys.readouterr().out == printed
+    print("outside")
+    assert capsys.readouterr().out == "outside\n"

@@ -1,0 +1,788 @@
+"""recipes.py: the runs of each experiment as settings, the runner with a stub of infoard.py, and
+the scripts around it: reproduce.sh and the tables of results/evidence/search.py.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import infoard as I
+from companions import cli, tables
+from companions import recipes as R
+
+ROOT = Path(I.__file__).parent
+SCALES = [("smoke", 1, 2), ("cpu", 1, 2), ("gpu", 1, 1), ("paper", 5, 3)]
+
+
+# ==== 1. The runs as settings =====================================================================
+
+
+def settings_of(words):
+    """What infoard.py makes of a line of options."""
+    return I.Config(**cli.parse("train", list(words)))
+
+
+def settings_by_name(runs, folder):
+    """{name: settings}, a name such as T1/rslad/plain/s0."""
+    return {str(Path(run.out).relative_to(folder)): settings_of(run.words) for run in runs}
+
+
+def differing(one, other):
+    """The names of the settings in which two runs differ."""
+    names = [f.name for f in dataclasses.fields(one)]
+    return {name for name in names if getattr(one, name) != getattr(other, name)}
+
+
+@pytest.mark.parametrize("scale, blocks, seeds", SCALES)
+def test_every_cell_of_the_tables_is_a_run_of_its_own(scale, blocks, seeds):
+    runs = R.table_runs(scale, ["--lr", "0.05", "--data-dir", "/a b"])
+    cells = settings_by_name(runs, f"runs/tables/{scale}")
+    frameworks, parts, namid, mid = 9, 9, 4, 4
+    assert len(runs) == len(cells) == blocks * seeds * (2 * frameworks + parts + namid + mid)
+    for name, cfg in cells.items():
+        assert cfg.lr == 0.05 and cfg.data_dir == "/a b"  # the user's options hold
+        assert cfg.out == f"runs/tables/{scale}/{name}" and name.endswith(f"/s{cfg.seed}")
+
+
+@pytest.mark.parametrize("scale, blocks, seeds", SCALES)
+def test_t1_has_every_framework_plain_and_lifted(scale, blocks, seeds):
+    runs = [run for run in R.table_runs(scale) if "/T1/" in run.out]
+    pairs = []
+    for run in runs:
+        cfg = settings_of(run.words).resolved()
+        assert run.out.endswith(
+            f"/{cfg.framework}/{'infoard' if cfg.infoard else 'plain'}/s{cfg.seed}"
+        )
+        pairs.append((cfg.framework, cfg.infoard))
+    names = "at trades ard rslad iad adaad mtard igdm saad".split()
+    for name in names:
+        assert pairs.count((name, True)) == pairs.count((name, False)) == blocks * seeds
+    assert len(pairs) == 2 * len(names) * blocks * seeds
+
+
+@pytest.mark.parametrize("scale", R.SCALES)
+def test_t2_differs_from_lifted_rslad_in_its_own_part_only(scale):
+    cells = settings_by_name(R.table_runs(scale), f"runs/tables/{scale}")
+    seen = 0
+    for name, cfg in cells.items():
+        block, table, rest = name.rpartition("T2/")
+        if table:
+            seed = rest.split("/")[-1]
+            whole = cells[f"{block}T1/rslad/infoard/{seed}"]
+            part = {"asa", "mim", "w_feat", "w_att", "w_rel", "steps_lo"}
+            assert {"out"} < differing(cfg, whole) <= {"out"} | part, name
+            seen += 1
+    scale = R.SCALES[scale]
+    assert seen == len(R.T2) * len(scale.blocks) * len(scale.seeds)
+
+
+def test_papers_settings_are_those_of_the_papers():
+    cells = settings_by_name(R.table_runs("paper"), "runs/tables/paper")
+    table = {}
+    for paper in R.PAPERS:
+        cfg = cells[f"cifar10-resnet18/T1/{paper.framework}/plain/s0"]
+        alone = I.Config(framework=paper.framework).resolved()
+        for name in ("alpha", "beta", "temperature"):  # infoard.py's own defaults
+            mine = getattr(cfg.resolved(), name)
+            default = getattr(alone, name)
+            assert mine == default or abs(mine - default) < 1e-6, (paper.framework, name)
+        table[paper.framework] = (cfg.epochs, cfg.schedule, cfg.weight_decay, cfg.kl_reduction)
+    assert table == {
+        "mtard": (300, "215,260,285", 2e-4, "mean"),
+        "at": (110, "100,105", 5e-4, "batchmean"),
+        "trades": (76, "75", 2e-4, "batchmean"),
+        "ard": (200, "100,150", 2e-4, "mean"),
+        "rslad": (300, "215,260,285", 2e-4, "mean"),
+        "iad": (200, "100,150", 2e-4, "batchmean"),
+        "adaad": (200, "100,150", 5e-4, "mean"),
+        "igdm": (200, "100,150", 2e-4, "batchmean"),
+        "saad": (200, "100,150", 2e-4, "batchmean"),
+    }
+
+
+def test_teachers_and_scale_of_kl_of_the_papers_hold_on_cifar10_only():
+    cells = settings_by_name(R.table_runs("paper"), "runs/tables/paper")
+    assert {cfg.kl_reduction for cfg in cells.values() if cfg.dataset != "cifar10"} == {"batchmean"}
+    for name, cfg in cells.items():
+        if "/T4/" in name or "/T5/" in name or cfg.dataset == "tinyimagenet":
+            assert cfg.teacher is None, name  # these train their own
+        elif cfg.dataset == "cifar100":
+            assert cfg.teacher == "robustbench:Chen2021LTD_WRN34_10", name
+    teachers = {}
+    for paper in R.PAPERS:
+        cfg = cells[f"cifar10-mobilenet_v2/T1/{paper.framework}/infoard/s2"]
+        teachers[paper.framework] = cfg.teacher.removeprefix("robustbench:")
+    assert teachers == dict.fromkeys(teachers, "Zhang2019Theoretically") | {
+        "adaad": "Chen2021LTD_WRN34_20",
+        "igdm": "Chen2021LTD_WRN34_20",
+        "saad": "Gowal2021Improving_28_10_ddpm_100m",
+    }
+
+
+def test_nets_that_all_seeds_share_are_made_first_and_one_by_one():
+    """Two runs at once would make the same teacher twice, in one folder."""
+    for scale in ("smoke", "cpu"):
+        runs = R.table_runs(scale)
+        early = {run.out.split(f"{scale}/")[1]: run.stage for run in runs if run.stage != R.REST}
+        assert early == {
+            "T1/mtard/plain/s0": R.SHARED,  # the robust and the natural teacher
+            "T4/at/namid/s0": R.SHARED,  # the AT net
+            "T5/mid/s0": R.SHARED_LATER,
+            "T4/at/eq5/s0": R.SHARED_LATER,
+        }
+    for scale in ("gpu", "paper"):  # one run at a time
+        assert {run.stage for run in R.table_runs(scale)} == {R.REST}
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    return settings_by_name(R.evidence_runs(["--data-dir", "/a b"]), "runs/evidence")
+
+
+def test_evidence_has_its_grid(evidence):
+    teachers = [name for name in evidence if name.startswith("teachers/")]
+    controls, frameworks, radii, longer, taught = 14, 8 * 2, 3, 2, 3 * 2
+    adaad, twelve, size32 = 2, 2 * 2, 2
+    students = controls + frameworks + radii + longer + taught + adaad + twelve + size32
+    assert len(teachers) == 6 and list(evidence)[:6] == teachers
+    assert len(evidence) == len(R.evidence_runs()) == 6 + 3 * students + 3 * adaad
+    seeds = {}
+    for name, cfg in evidence.items():
+        cell, seed = name.rsplit("/s", 1)
+        assert cfg.seed == int(seed) and cfg.data_dir == "/a b"
+        seeds.setdefault(cell, []).append(cfg.seed)
+    for cell, found in seeds.items():
+        if cell.startswith("teachers/"):
+            assert found == [77]
+        elif cell.startswith("adaad/"):
+            assert found == [0, 1, 2, 3, 4, 5]
+        else:
+            assert found == [0, 1, 2]
+
+
+def test_evidence_is_lifted_where_it_says_so(evidence):
+    radii = {"radii2": 2, "radii3": 3, "longer": None}
+    for name, cfg in evidence.items():
+        group, cell = name.split("/")[:2]
+        plain = "plain" in name or "/longer/" in name or group == "teachers"
+        assert cfg.resolved().infoard != plain, name
+        if group == "T1":
+            kind = name.split("/")[2]
+            assert cfg.framework == cell and cfg.lam_hi == radii.get(kind, 1.5), name
+        if group == "longer":
+            assert cfg.epochs == 12 and cfg.framework == cell
+        assert cfg.image_size == (32 if "32" in name else 16)
+
+
+def test_evidence_takes_teachers_that_it_has_made(evidence):
+    made = {cfg.out for name, cfg in evidence.items() if name.startswith("teachers/")}
+    for name, cfg in evidence.items():
+        group, cell = name.split("/")[:2]
+        if group == "T1" and name.split("/")[2] == "longer":
+            assert cfg.epochs == 6 and cfg.teacher is None  # which is what they lack
+        elif group != "teachers":
+            teacher = cell if group == "teacher" else "strong"
+            if group == "size32":
+                teacher = "strong32"
+            assert cfg.teacher == f"runs/evidence/teachers/{teacher}/s77/last.pt"
+            assert cfg.teacher.removesuffix("/last.pt") in made
+            assert cfg.teacher_nat == "runs/evidence/teachers/natural/s77/last.pt"
+
+
+def test_first_part_of_evidence_has_its_grid():
+    cells = settings_by_name(R.first_runs(), "runs/evidence")
+    rows = ["plain", "infoard", "asa", "uniform", "features"]
+    names = [f"first/{row}/s{seed}" for seed in range(3) for row in rows]
+    assert list(cells) == ["teachers/first/s77", *names]
+    teacher = cells.pop("teachers/first/s77")
+    assert not teacher.infoard and teacher.framework == "trades"
+    for name, cfg in cells.items():
+        assert cfg.teacher == f"{teacher.out}/best.pt" and cfg.epochs == 5 and cfg.image_size == 16
+        assert cfg.infoard == ("plain" not in name)
+
+
+def test_lite_has_its_grid():
+    cells = settings_by_name(R.lite_runs(), "runs/lite")
+    assert len(cells) == 1 + 3 * 12 and list(cells)[0] == "teacher/s0"
+    for name, cfg in cells.items():
+        if not name.startswith("teacher"):
+            assert cfg.teacher == "runs/lite/teacher/s0/best.pt"
+            assert cfg.infoard == ("plain" not in name)
+            steps = name.split("/")[0].removeprefix("plain").removeprefix("k").removesuffix("fp32")
+            assert steps == f"{cfg.steps}-{cfg.steps_lo}" or steps == str(cfg.steps)
+            assert ("fp32" in name) == (cfg.amp == "off")
+
+
+def test_all_runs_have_settings_that_fit_together():
+    runs = R.evidence_runs() + R.first_runs() + R.lite_runs()
+    for scale in R.SCALES:
+        runs += R.table_runs(scale)
+    for run in runs:
+        assert settings_of(run.words).resolved().out == run.out
+
+
+@pytest.mark.parametrize("pattern, images, attacks", R.LOOKS)
+def test_looks_ask_for_attacks_that_there_are(pattern, images, attacks):
+    for name in attacks.split(","):
+        assert name in I.ATTACKS or name in ("clean", "apgd")
+
+
+# ==== 2. The runner ===============================================================================
+# The stub stands where infoard.py would: it keeps a journal, writes what a finished run leaves, and
+# fails, is killed or takes its time where the environment says so.
+
+STUB = """
+import hashlib, json, os, signal, sys, time
+from pathlib import Path
+
+
+def write(event):
+    line = {"event": event, "words": sys.argv[1:], "threads": os.environ.get("OMP_NUM_THREADS"),
+            "spin": os.environ.get("GOMP_SPINCOUNT")}
+    with open("journal", "a") as journal:
+        journal.write(json.dumps(line) + "\\n")
+
+
+def stop(*_):
+    time.sleep(0.5)
+    write("saved")
+    os._exit(int(os.environ["STATUS"]))
+
+
+def asked(name):
+    return name in os.environ and os.environ[name] in " ".join(sys.argv)
+
+
+signal.signal(signal.SIGTERM, stop)
+write("begin")
+if asked("FAIL"):
+    sys.exit(2)
+if asked("KILL"):
+    os.kill(os.getpid(), signal.SIGKILL)
+if asked("SLOW"):
+    time.sleep(30)
+if "--out" in sys.argv and "bench" not in sys.argv:
+    out = Path(sys.argv[sys.argv.index("--out") + 1])
+    out.mkdir(parents=True, exist_ok=True)
+    name = "eval.json" if "eval" in sys.argv else "results.json"
+    source = hashlib.sha256(Path("infoard.py").read_bytes()).hexdigest()
+    if name == "results.json":
+        config = {"argv": sys.argv, "source_sha256": source}
+        (out / "config.json").write_text(json.dumps(config))
+        (out / "last.pt").write_text("weights")
+    (out / name).write_text("{}")
+write("end")
+"""
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder with a stub of infoard.py and the published numbers."""
+    (tmp_path / "infoard.py").write_text(STUB)
+    shutil.copytree(ROOT / "results/published", tmp_path / "results/published")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(R, "TICK", 0.002)
+    for name in ("FAIL", "KILL", "SLOW", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def journal():
+    """What the stub has written, line by line."""
+    path = Path("journal")
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def begun():
+    """The words of each call, in order."""
+    return [line["words"] for line in journal() if line["event"] == "begin"]
+
+
+def finish(runs):
+    """Leaves what these runs would have left."""
+    source = hashlib.sha256(STUB.encode()).hexdigest()
+    for run in runs:
+        folder = Path(run.out)
+        folder.mkdir(parents=True)
+        argv = ["infoard.py", "--resume", *run.words]
+        config = {"argv": argv, "source_sha256": source}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "results.json").write_text("{}")
+        (folder / "last.pt").write_text("weights")
+
+
+def heed_signals():
+    """Behind & in a script SIGINT is ignored, under nohup SIGHUP; the runner would leave it so."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def background(*words, before=heed_signals, **env):
+    """The runner as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "companions.recipes", *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=before,
+    )
+
+
+def test_tables_run_each_cell_once_and_then_the_tables(desk, capfd):
+    assert R.main(["tables", "smoke", "--data-dir", "/a b"]) == 0
+    calls = begun()
+    expected = [["--resume", *run.words] for run in R.table_runs("smoke", ["--data-dir", "/a b"])]
+    assert sorted(calls[:-1]) == sorted(expected)
+    assert calls[-1] == ["tables", "runs/tables/smoke"]
+    out = capfd.readouterr().out
+    assert "70 runs, 0 finished before; 2 at once" in out
+    assert "[70 of 70]" in out and out.count(" done in ") == 70
+
+
+def test_stages_wait_for_each_other_and_workers_are_no_more_than_asked_for(desk):
+    runs = [R.Run(f"runs/{i}", ("--seed", str(i)), stage=i % 3) for i in range(12)]
+    R.Runner().work(runs, workers=3)
+    stage_of = {run.out: run.stage for run in runs}
+    running = []
+    most = 0
+    for line in journal():
+        out = line["words"][2]
+        if line["event"] == "begin":
+            running.append(out)
+            assert len({stage_of[name] for name in running}) == 1
+        else:
+            running.remove(out)
+        most = max(most, len(running))
+    assert most <= 3 and running == []
+    order = [stage_of[words[2]] for words in begun()]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("workers, threads", [(1, None), (2, "1")])
+def test_workers_share_the_cores(desk, workers, threads, monkeypatch):
+    R.Runner().work([R.Run("runs/a", ())], workers)
+    assert journal()[0]["threads"] == threads and journal()[0]["spin"] == "10000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # the user's holds
+    R.Runner().work([R.Run("runs/b", ())], workers)
+    assert journal()[-1]["spin"] == "7"
+
+
+@pytest.mark.parametrize("how, words", [("FAIL", "exit code 2"), ("KILL", "killed by SIGKILL")])
+def test_a_failing_cell_does_not_stop_the_others(desk, monkeypatch, capfd, how, words):
+    monkeypatch.setenv(how, "T1/ard/plain/s1")
+    finish(run for run in R.table_runs("smoke") if "T1/ard" not in run.out)
+    assert R.main(["tables", "smoke"]) == 1
+    assert len(begun()) == 4 + 1 and begun()[-1][0] == "tables"
+    out, error = capfd.readouterr()
+    assert words in out and "1 failed" in error
+    assert "python infoard.py --resume --out runs/tables/smoke/T1/ard/plain/s1 --seed 1" in error
+
+
+def test_what_failed_is_tried_again_and_nothing_else(desk, monkeypatch):
+    monkeypatch.setenv("FAIL", "T1/ard/plain/s1")
+    finish(run for run in R.table_runs("smoke") if "T1/ard" not in run.out)
+    R.main(["tables", "smoke"])
+    monkeypatch.delenv("FAIL")
+    Path("journal").unlink()
+    assert R.main(["tables", "smoke"]) == 0
+    assert [words[2].removeprefix("runs/tables/smoke/") for words in begun()[:-1]] == [
+        "T1/ard/plain/s1"
+    ]
+    assert len(begun()) == 2
+
+
+def test_without_its_teacher_nothing_else_is_begun(desk, monkeypatch, capfd):
+    monkeypatch.setenv("FAIL", "teacher/s0")
+    assert R.main(["lite"]) == 1
+    assert len(begun()) == 1 and "36 runs need what failed" in capfd.readouterr().err
+
+
+def test_a_run_is_finished_only_by_the_same_words_and_the_same_source(desk):
+    run = R.Run("runs/a b", ("--seed", "1"))
+    assert not R.finished(run)
+    R.Runner().work([run])
+    assert R.finished(run)
+    assert not R.finished(R.Run("runs/a b", ("--seed", "1", "--lr", "0.4")))
+    assert not R.finished(R.Run("runs/other", ("--seed", "1")))
+    Path("infoard.py").write_text(STUB + "# newer\n")
+    assert not R.finished(run)  # other defaults, perhaps: infoard.py is asked
+    Path("infoard.py").write_text(STUB)
+    assert R.finished(run)
+    Path("runs/a b/results.json").unlink()
+    assert not R.finished(run)
+
+
+def stop_while_one_runs(number, status):
+    """A runner whose group gets a signal, as at a terminal, while one of its runs takes long;
+    returns the runner and what it has printed.
+    """
+    runner = background("tables", "smoke", SLOW="T1/mtard/infoard/s0", STATUS=status)
+    while not any("T1/mtard/infoard/s0" in words[2] for words in begun()):
+        assert runner.poll() is None
+        time.sleep(0.01)
+    os.killpg(runner.pid, number)
+    out, _ = runner.communicate(timeout=30)
+    return runner, out
+
+
+@pytest.mark.parametrize("status", ["143", "0"])  # 0: of a run that had come to its end
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_runner_waits_until_its_runs_have_saved(desk, number, status):
+    runner, out = stop_while_one_runs(number, status)
+    assert runner.returncode == 128 + number and "the same command goes on" in out
+    assert "Traceback" not in out and "failed" not in out
+    events = [line["event"] for line in journal()]
+    assert "saved" in events
+    assert "begin" not in events[events.index("saved") :]  # and nothing is begun
+
+
+def test_under_nohup_a_hangup_stops_nothing(desk):
+    def ignore_hangups():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    runner = background("evidence", "first", before=ignore_hangups)
+    while not begun():
+        time.sleep(0.01)
+    runner.send_signal(signal.SIGHUP)
+    runner.communicate(timeout=60)
+    assert runner.returncode == 0
+
+
+def test_a_stopped_runner_goes_on(desk):
+    finish(run for run in R.table_runs("smoke") if "T1/" not in run.out)
+    stop_while_one_runs(signal.SIGTERM, "143")
+    finished_before = [line["words"][2] for line in journal() if line["event"] == "end"]
+    assert R.main(["tables", "smoke"]) == 0
+    ended = [line["words"] for line in journal() if line["event"] == "end"]
+    assert ended.pop() == ["tables", "runs/tables/smoke"]
+    names = [words[2] for words in ended]
+    cells = [run.out for run in R.table_runs("smoke") if "T1/" in run.out]
+    assert sorted(names) == sorted(cells)  # each once
+    assert names[: len(finished_before)] == finished_before
+
+
+def test_a_signal_between_two_commands_stops_the_runner(desk):
+    with R.Runner() as runner:
+        runner.call("tables", "a")
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(SystemExit) as stopped:
+            runner.call("tables", "b")
+    assert stopped.value.code == 143 and begun() == [["tables", "a"]]
+
+
+def test_the_runner_leaves_signals_as_it_found_them():
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with R.Runner() as runner:
+        assert signal.getsignal(signal.SIGTERM) == runner.catch
+    assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+
+def test_progress_says_how_long_it_still_takes(desk, capfd, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(R.time, "time", lambda: now[0])
+    runner = R.Runner()
+    runner.total, runner.found = 12, 2  # two were finished before and tell nothing of the time
+    for i in range(4):
+        now[0] = 60.0 * (i + 1)
+        runner.end_run(R.Run(f"runs/{i}", ()), 0, 60)
+    line = capfd.readouterr().out.splitlines()[-1]
+    assert line == "[6 of 12] runs/3: done in 0:01:00; 6 left, 0:04:00 so far, about 0:06:00 still"
+
+
+# ==== 3. What follows the runs ====================================================================
+
+
+def test_tables_have_their_shared_cells_and_published_numbers(desk):
+    finish(R.table_runs("smoke") + R.table_runs("cpu"))
+    assert R.main(["tables", "smoke"]) == R.main(["tables", "cpu"]) == 0
+    assert begun() == [["tables", "runs/tables/smoke"], ["tables", "runs/tables/cpu"]]
+    folder = Path("runs/tables/smoke")
+    for name in ("T2/plain", "T2/infoard", "T4/at/plain", "T4/trades/plain"):
+        for seed in (0, 1):
+            assert (folder / name / f"s{seed}/results.json").exists()
+    assert not (folder / "published").exists()  # other data, other nets
+    published = Path("runs/tables/cpu/published")
+    assert [path.name for path in published.iterdir()] == ["cifar10-resnet18"]
+
+
+def test_paper_tables_have_all_published_numbers(desk, monkeypatch):
+    monkeypatch.setattr(R.Runner, "work", lambda self, runs, workers: True)
+    assert R.main(["tables", "paper"]) == 1  # there is nothing to copy from the blocks
+    names = sorted(path.name for path in Path("runs/tables/paper/published").iterdir())
+    assert names == sorted(p.name for p in (ROOT / "results/published").iterdir() if p.is_dir())
+
+
+def test_evidence_is_copied_looked_at_and_compared(desk):
+    finish(R.evidence_runs(["--data-dir", "/a b"]))
+    assert R.main(["evidence", "--data-dir", "/a b"]) == 0
+    there = Path("runs/evidence")
+    for source, target in R.COPIES:
+        for seed in range(3):
+            assert (there / source / f"s{seed}/last.pt").exists()
+            assert (there / target / f"s{seed}/last.pt").exists()
+    calls = begun()
+    looks = [words for words in calls if words[0] == "eval"]
+    subsets = [int(words[words.index("--eval-subset") + 1]) for words in looks]
+    t1 = 9 * 2 + 3 + 2  # every framework, larger radii, longer ones; seed 0 of each
+    assert subsets == t1 * [500] + 6 * [5000] + 12 * [2000] + 6 * [1000]
+    for words in looks:
+        assert words[1] == f"{words[words.index('--out') + 1]}/last.pt"
+    names = "T1 controls teacher attacks adaad longer size32"
+    assert calls[len(looks) :] == [["compare", f"runs/evidence/{name}"] for name in names.split()]
+
+    Path("journal").unlink()
+    assert R.main(["evidence", "--data-dir", "/a b"]) == 0
+    assert [words[0] for words in begun()] == 7 * ["compare"]  # each look once, each run once
+
+
+def test_a_look_is_taken_again_when_the_run_is_newer(desk):
+    folder = Path("runs/a")
+    folder.mkdir(parents=True)
+    (folder / "last.pt").write_text("weights")
+    runner = R.Runner()
+    R.look(runner, folder, 10, "clean")
+    R.look(runner, folder, 10, "clean")
+    assert begun() == ["eval runs/a/last.pt --out runs/a --eval-subset 10 --attacks clean".split()]
+    os.utime(folder / "last.pt", (time.time() + 5, time.time() + 5))
+    R.look(runner, folder, 10, "clean")
+    assert len(begun()) == 2
+
+
+def test_first_part_of_evidence_is_compared_and_looks_at_attention(desk):
+    finish(R.first_runs())
+    assert R.main(["evidence", "first"]) == 0
+    assert begun() == [
+        ["compare", "runs/evidence/first"],
+        ["attention", "runs/evidence/first", "--eval-subset", "2000"],
+    ]
+
+
+def test_lite_measures_each_row_alone_and_draws_the_curve(desk):
+    finish(R.lite_runs(["--data-dir", "/a b"]))
+    assert R.main(["lite", "--data-dir", "/a b"]) == 0
+    calls = journal()
+    benches = [line for line in calls if line["words"][0] == "bench" and line["event"] == "begin"]
+    for line, (name, options) in zip(benches, R.STEPS, strict=True):
+        words = line["words"]
+        assert words[words.index("--out") + 1] == f"runs/lite/{name}"
+        assert words[-2:] == ["--data-dir", "/a b"] and options in " ".join(words)
+        assert line["threads"] is None  # all of the machine
+    events = [line["event"] for line in calls]
+    assert events == 13 * ["begin", "end"]  # one after the other
+    assert calls[-1]["words"] == ["curve", "runs/lite"]
+
+
+def train_cell(run, folder, teacher, stop=0):
+    """A cell of the smoke tables, smaller still; SIGTERM arrives in step `stop` of its training."""
+    name = run.out.removeprefix("runs/tables/smoke/")
+    small = {"student": "tiny", "teacher_arch": "tiny", "epochs": 1, "steps": 1, "subset": 100}
+    small.update(batch_size=64, val_size=40, eval_subset=20, attacks="clean,fgsm", amp="off")
+    small.update(teacher_epochs=1, device="cpu", figures=False, resume=True)
+    if "T5/mid" not in name and "T5/published" not in name:  # whose teacher has a decoder
+        small.update(teacher=teacher)
+    small.update(teacher_nat=teacher, out=str(folder / name))
+    steps = []
+    real = I.train_step
+
+    def train_step(*args):
+        real(*args)
+        steps.append(args)
+        if len(steps) == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(I, "train_step", train_step)
+        I.train(dataclasses.replace(settings_of(run.words), **small))
+    assert stop == 0, "was not stopped"
+
+
+def test_smoke_tables_killed_and_restarted_give_the_same_files(tmp_path, monkeypatch):
+    """Every kind of cell, in one go or killed in the middle of four of them."""
+    data = I.render_shapes(400, 100)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(I.DATASETS, "shapes", lambda data_dir, **options: data)
+    monkeypatch.setattr(I, "check_teacher", lambda *args: None)
+    torch.save(I.build_model("tiny").state_dict(), "teacher.pt")
+    cells = [run for run in R.table_runs("smoke") if run.out.endswith("/s0")]
+    names = ["T1/mtard/infoard", "T2/student", "T4/at/eq5", "T5/mid"]
+    for run in cells:
+        train_cell(run, Path("whole"), "teacher.pt")
+    shutil.rmtree("runs")  # nets that the cells have made
+    for run in cells:
+        if any(name in run.out for name in names):
+            with pytest.raises(SystemExit):
+                train_cell(run, Path("killed"), "teacher.pt", stop=1)
+        train_cell(run, Path("killed"), "teacher.pt")
+
+    for folder in ("whole", "killed"):
+        tables.run_tables(folder)
+    for kind in ("md", "tex", "jsonl"):
+        whole, killed = (Path(folder, f"tables.{kind}") for folder in ("whole", "killed"))
+        assert whole.read_bytes() == killed.read_bytes()
+    assert (
+        Path("whole/tables.md").read_text().count("\n| T") == 35 + 4
+    )  # MID's are transferred, too
+
+
+# ==== 4. Command line =============================================================================
+
+
+@pytest.mark.parametrize("scale", R.SCALES)
+def test_cells_prints_the_runs_as_lines_of_options(scale, capsys):
+    assert R.main(["cells", scale, "--data-dir", "/a b"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    runs = R.table_runs(scale, ["--data-dir", "/a b"])
+    assert [shlex.split(line) for line in lines] == [run.words for run in runs]
+
+
+@pytest.mark.parametrize("words", [["cells"], ["tables"], ["tables", "huge"], ["cells", "--lr"]])
+def test_an_unknown_scale_is_one_line(words, capsys):
+    assert R.main(words) == 2
+    assert capsys.readouterr().err.startswith("SCALE is smoke, cpu, gpu or paper, not '")
+
+
+def test_elsewhere_than_in_the_repository_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert R.main(["lite"]) == 2
+    error = capsys.readouterr().err
+    assert "root of the repository" in error and error.count("\n") == 1
+
+
+def test_without_a_verb_it_says_how_it_is_called(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in ([], ["table"]):
+        assert R.main(words) == 2
+        assert "recipes tables SCALE" in capsys.readouterr().err
+
+
+def test_recipes_need_the_standard_library_only():
+    code = "import sys, companions.recipes; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_cells_may_be_cut_short():
+    done = subprocess.run(
+        f"set -o pipefail; {sys.executable} -m companions.recipes cells paper | head -n 1",
+        shell=True,
+        executable="bash",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == "" and done.stdout.count("\n") == 1
+
+
+# ==== 5. The scripts around it ====================================================================
+
+PYTHON = """#!/usr/bin/env bash
+for word in "$@"; do echo "[$word]"; done >> calls
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A copy of reproduce.sh with an interpreter that writes down its words; calls it."""
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    for name in ("reproduce.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copy(ROOT / "requirements.txt", tmp_path / ".venv/installed")
+    (tmp_path / "companions").mkdir()
+    for name in ("__init__.py", "recipes.py"):
+        shutil.copy(ROOT / "companions" / name, tmp_path / "companions")
+
+    def call(*words):
+        done = subprocess.run(
+            ["bash", str(tmp_path / "reproduce.sh"), *words],
+            env=os.environ | {"PYTHON": sys.executable},
+            capture_output=True,
+            text=True,
+        )
+        calls = tmp_path / "calls"
+        words = calls.read_text().splitlines() if calls.exists() else []
+        return done, [word.strip("[]") for word in words]
+
+    return call
+
+
+@pytest.mark.parametrize("words", ["tables smoke", "evidence first", "evidence", "lite"])
+def test_reproduce_hands_all_words_to_recipes(script, words):
+    words = [*words.split(), "--data-dir", "/a b"]
+    done, calls = script(*words)
+    assert done.returncode == 0 and calls == ["-m", "companions.recipes", *words]
+
+
+def test_reproduce_runs_the_tests(script):
+    done, calls = script("test", "-k", "a or b")
+    assert done.returncode == 0 and calls == ["-m", "pytest", "-q", "-k", "a or b"]
+
+
+def test_reproduce_demo_is_a_run_of_each_kind_and_their_table(script):
+    done, calls = script("demo")
+    assert done.returncode == 0 and calls.count("infoard.py") == 3
+    assert calls[-2:] == ["tables", "runs/demo"] and "runs/demo/infoard/figures" in done.stdout
+
+
+def test_reproduce_installs_what_has_changed(script, tmp_path):
+    (tmp_path / ".venv/installed").write_text("older")
+    done, calls = script("lite")
+    assert calls[:3] == ["-m", "pip", "install"] and calls[-3:] == [
+        "-m",
+        "companions.recipes",
+        "lite",
+    ]
+    installed = (tmp_path / ".venv/installed").read_text()
+    assert installed == (ROOT / "requirements.txt").read_text()
+
+
+def test_reproduce_needs_no_environment_for_cells(script, tmp_path):
+    shutil.rmtree(tmp_path / ".venv")
+    done, calls = script("cells", "gpu")
+    assert done.returncode == 0 and done.stdout.count("\n") == 35 and calls == []
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_reproduce_says_how_it_is_called(script):
+    for words in ([], ["table"]):
+        done, calls = script(*words)
+        assert (
+            done.returncode == 2 and calls == [] and "bash reproduce.sh tables SCALE" in done.stdout
+        )
+    done, calls = script("tables", "huge")  # before anything is set up
+    assert done.returncode == 2 and calls == [] and "not 'huge'" in done.stderr
+
+
+SEARCH = ROOT / "results/evidence/search.py"
+
+
+@pytest.mark.parametrize("file", ["search.jsonl", "search2.jsonl", "search3.jsonl"])
+def test_search_has_the_tables_of_its_page(file):
+    spec = importlib.util.spec_from_file_location("search", SEARCH)
+    search = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(search)
+    table = search.table(file)
+    assert table.startswith("| tried") and table in SEARCH.with_name("README.md").read_text()
+
+
+def test_search_prints_its_table_from_anywhere(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SEARCH), "table"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.strip() in SEARCH.with_name("README.md").read_text()

@@ -1,0 +1,548 @@
+"""What holds for tables.py: pairing, intervals, the text of tables, and the tables in results/.
+
+The kept tables are made anew from the kept runs and compared byte for byte; the pages that show
+them are compared with the kept files.
+"""
+
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy import stats
+
+import infoard as I
+from companions import figures, tables
+
+each = pytest.mark.parametrize
+approx = partial(pytest.approx, rel=1e-9, abs=1e-9)  # rounding of float64
+RESULTS = Path(I.__file__).with_name("results")
+HOUSE = RESULTS.parent
+PAGES = [HOUSE / "README.md", *HOUSE.glob("docs/*.md"), *RESULTS.glob("*/README.md")]
+
+# Accuracies in per cent, with the two decimals that evaluate gives them.
+accuracies = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
+gains_of_seeds = st.dictionaries(st.integers(0, 4), st.floats(-5, 5), min_size=1)
+words = st.text("abcx_%± 019.-", max_size=8).map(str.strip)
+
+
+def lines_of(columns: int) -> st.SearchStrategy:
+    """Tables of so many columns."""
+    line = st.lists(words, min_size=columns, max_size=columns)
+    return st.lists(line, min_size=1, max_size=6)
+
+
+def write_results(folder: Path, worst: dict[str, float]) -> None:
+    """Finished runs at {path: `worst` of best}; last is half as much again, and warns otherwise."""
+    for path, value in worst.items():
+        warnings = ["w"] if value < 10 else []
+        best = {"clean": 80.0, "worst": value, "n": 500, "warnings": warnings}
+        last = best | {"worst": 1.5 * value, "warnings": ["v"]}
+        I.save(folder / path / "results.json", {"best": best, "last": last})
+
+
+def change_results(folder: Path, **more) -> None:
+    """Further keys in each result of a run."""
+    results = json.loads((folder / "results.json").read_text())
+    for result in results.values():
+        result.update(more)
+    I.save(folder / "results.json", results)
+
+
+def results_below(folder: Path) -> dict:
+    """The results of all finished runs below a folder."""
+    return tables.read(tables.finished(folder))
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """The cells of a Markdown table, without the rule below its header."""
+    lines = [line.strip("|").split("|") for line in text.splitlines()]
+    rows = [[cell.strip() for cell in line] for line in lines]
+    return [rows[0], *rows[2:]]
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """A Markdown table as {first cell: other cells}."""
+    return {first: others for first, *others in cells_of(text)}
+
+
+# ==== 1. Columns ==================================================================================
+
+
+def test_every_attack_and_metric_of_infoard_has_a_column():
+    assert {*I.METRICS, *I.ATTACKS} <= set(tables.COLUMNS)
+    assert len(set(tables.COLUMNS)) == len(tables.COLUMNS)
+
+
+@each("name", list(I.ATTACKS))
+def test_columns_in_the_ball_are_the_attacks_of_its_norm(name):
+    attack = I.resolve(I.ATTACKS, name, "attack")
+    assert tables.in_ball(name) == (getattr(attack, "norm", "linf") == "linf")
+
+
+def test_columns_are_in_the_order_of_the_kept_tables():
+    ball = "fgsm pgd_sat pgd_trades cw bim mifgsm mifgsm_t pgd_t pgd5_cw apgd aa"
+    outside = (
+        "pgd_l2 pgd_l2_t spatial corrupt noise shot impulse blur bright contrast pixelate jpeg"
+    )
+    order = f"clean {ball} worst worst_class {outside} psnr psnr_adv ssim ssim_adv"
+    assert list(tables.COLUMNS) == order.split()
+
+
+def test_bookkeeping_is_no_column():
+    texts = {"checkpoint": "a", "dataset": "shapes", "ok": True, "aa": None}
+    lists = {"ci95": {}, "settings": {}, "per_class": [1.0], "warnings": []}
+    counts = {"n": 5, "epoch": 2}
+    accuracies = {"clean": 9.0, "mine": 3}
+    assert tables.numbers(texts | lists | counts | accuracies) == accuracies
+
+
+def test_anyones_attack_is_a_column_after_aa():
+    one = {"mine": 3.0}
+    two = {"yours": 1.0, "mine": 2.0, "jpeg": 5.0}
+    columns = tables.columns_of([one, two])
+    place = columns.index("aa") + 1
+    assert columns[place : place + 3] == ["mine", "yours", "worst"]
+    assert columns[:place] + columns[place + 2 :] == list(tables.COLUMNS)
+
+
+def test_anyones_attack_stands_in_both_tables(tmp_path):
+    write_results(tmp_path, {"plain/s0": 20.0, "plain/s1": 20.0})
+    write_results(tmp_path, {"x/s0": 21.0, "x/s1": 21.0})
+    change_results(tmp_path / "plain/s0", mine=30.0)
+    change_results(tmp_path / "x/s0", mine=34.0)
+    change_results(tmp_path / "x/s1", mine=40.0)
+    tables.run_tables(str(tmp_path))
+    text = (tmp_path / "tables.md").read_text()
+    best = rows_of(text.split("\n\n")[0])
+    assert best["best (%)"][:3] == ["clean", "mine", "worst"]
+    assert best["x"][1] == "37.00 ± 4.24"
+    # In seed 1 plain was not attacked by it, so `worst` is not of the same attacks.
+    found = tables.paired(results_below(tmp_path), "best", "plain")
+    assert found["x"]["s0"] == {"n": 500, "clean": 0.0, "mine": 4.0, "worst": 1.0}
+    assert found["x"]["s1"] == {"n": 500, "clean": 0.0}
+
+
+# ==== 2. Text =====================================================================================
+
+
+@given(st.integers(1, 5).flatmap(lines_of))
+def test_markdown_holds_every_cell_in_aligned_columns(lines):
+    rows = tables.markdown(lines).splitlines()
+    assert cells_of("\n".join(rows)) == lines
+    cells_wide = [[len(cell) for cell in row.split("|")] for row in rows]
+    assert all(row == cells_wide[0] for row in cells_wide)
+
+
+@given(lines_of(3))
+def test_latex_holds_every_cell_and_escapes_what_it_must(lines):
+    begin, *body, end = tables.latex(lines).splitlines()
+    assert begin == r"\begin{tabular}{lrr} \toprule"
+    assert end == r"\bottomrule \end{tabular}"
+    assert body.pop(1) == r"\midrule"
+    for row, line in zip(body, lines, strict=True):
+        plain = row.replace(r"\%", "%").replace(r"\_", "_").replace(r"$\pm$", "±")
+        assert plain == " & ".join(line) + r" \\"
+        assert row.count("%") == row.count(r"\%")
+        assert row.count("_") == row.count(r"\_")
+        assert "±" not in row
+
+
+@given(st.lists(accuracies, min_size=1, max_size=6))
+def test_spread_is_mean_and_sample_deviation(values):
+    mean, _, deviation = tables.spread(values).partition(" ± ")
+    assert float(mean) == pytest.approx(statistics.mean(values), abs=0.00501)  # two decimals
+    assert bool(deviation) == (len(values) > 1)
+    if deviation:
+        assert float(deviation) == pytest.approx(statistics.stdev(values), abs=0.00501)
+    assert tables.spread([*values, None]) == tables.spread([]) == "-"
+
+
+def test_sizes_are_told_once_each():
+    results = [{"n": n} for n in (300, 100, 200, 100.0, 300)]
+    assert tables.sizes(results) == "100/200/300"
+
+
+# ==== 3. Pairs and tables =========================================================================
+
+
+def test_tables_give_mean_deviation_and_paired_gain(tmp_path, capsys):
+    write_results(
+        tmp_path,
+        {
+            "T1/at/plain/s0": 20.0,
+            "T1/at/plain/s1": 30.0,
+            "T1/at/infoard/s0": 21.0,
+            "T1/at/infoard/s1": 34.0,
+            "T1/at/infoard/s2": 99.0,
+            "T1/ard/infoard/s0": 5.0,
+            "s7": 1.0,
+        },
+    )
+    I.save(tmp_path / "published/at/x/results.json", {"best": {"aa": 45.83, "n": 10000}})
+    tables.run_tables(str(tmp_path))
+    text = (tmp_path / "tables.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    best = rows_of(text.split("\n\n")[0])
+    cells = ["s7", "T1/ard/infoard", "T1/at/plain", "T1/at/infoard", "published/at/x"]
+    assert list(best) == ["best (%)", *cells]
+    assert best["best (%)"] == ["clean", "aa", "worst", "gain", "n", "seeds"]
+    assert best["T1/at/plain"] == ["80.00 ± 0.00", "-", "25.00 ± 7.07", "-", "500", "2"]
+    # s0: +1, s1: +4; the seed without a partner counts in the mean, not in the gain
+    assert best["T1/at/infoard"][2:4] == ["51.33 ± 41.79", "2.50 ± 2.12"]
+    assert best["published/at/x"] == ["-", "45.83", "-", "-", "10000", "1"]
+    last = rows_of(text.split("\n\n")[1])
+    assert last["T1/at/infoard"][1:3] == ["77.00 ± 62.68", "3.75 ± 3.18"]
+    assert text.count("masked") == 2  # the warnings of best, of s7 and of ARD
+    assert "T1/ard/infoard/s0: w" in text and "masked: s7/s7: w" in text
+
+
+def test_tables_are_kept_as_latex_and_with_all_that_was_measured(tmp_path):
+    write_results(tmp_path, {"at/plain/s0": 20.0, "at/plain/s1": 30.0, "at/infoard/s0": 21.0})
+    tables.run_tables(str(tmp_path))
+    lines = (tmp_path / "tables.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert {row["cell"]: row["seeds"] for row in rows} == results_below(tmp_path)
+    latex = (tmp_path / "tables.tex").read_text()
+    assert latex.count(r"\begin{tabular}{lrrrrr}") == 2
+    assert r"25.00 $\pm$ 7.07" in latex and r"best (\%)" in latex
+    assert all(line.count("&") in (0, 5) for line in latex.splitlines())
+
+
+def test_tables_repeat_the_warnings_of_masked_gradients(tmp_path, capsys):
+    for name, warnings in {"a": [], "b": ["w"]}.items():
+        best = {"clean": 80.0, "worst": 9.0, "aa": None}
+        best.update(n=5, warnings=warnings)
+        I.save(tmp_path / name / "results.json", {"best": best})
+    tables.run_tables(str(tmp_path))
+    out = capsys.readouterr().out
+    assert out.count("masked") == 1 and "warning, gradients may be masked: b: w\n" in out
+
+
+@each("names", [[""], ["x_1/only_best"], ["a/plain", "a/infoard"]])
+def test_tables_of_few_runs_are_plain(names, tmp_path, capsys):
+    seen = {"aa": 45.83, "n": 10000}
+    for name in names:
+        I.save(tmp_path / name / "results.json", {"best": seen, "last": seen})
+    tables.run_tables(str(tmp_path))
+    out = capsys.readouterr().out
+    assert "best (%)" in out
+    assert not any(word in out for word in ("last (%)", "seeds", "gain"))
+    latex = (tmp_path / "tables.tex").read_text()
+    if names[0].startswith("x_"):
+        assert r"x\_1/only\_best" in latex
+
+
+def test_tables_show_best_and_last_of_a_run(lab, capsys):
+    assert I.main(["tables", str(lab.top)]) == 0
+    out = capsys.readouterr().out
+    cells = {cell.strip() for cell in out.split("|")}
+    assert {"best (%)", "last (%)", "done", "pgd_sat"} <= cells
+
+
+def test_what_eval_adds_is_compared_where_it_is_alike(tmp_path):
+    for seed in range(5):
+        write_results(tmp_path, {f"plain/s{seed}": 20.0, f"asa/s{seed}": 21.0})
+    made = {"checkpoint": "x/last.pt", "settings": {"eps": 0.1}}
+    base = made | {"n": 9, "ci95": {}, "warnings": []}
+    base.update(cw=5.0, worst=5.0)
+    alike = base | {"cw": 7.0, "worst": 7.0, "warnings": ["w"]}
+    more_attacks = base | {"cw": 8.0, "apgd": 6.0, "worst": 6.0}
+    other = base | {"cw": 50.0, "worst": 50.0}
+    other_images = other | {"n": 8}
+    other_radius = other | {"settings": {"eps": 0.2}}
+    other_epoch = other | {"checkpoint": "y/best.pt"}
+    found = [alike, more_attacks, other_images, other_radius, other_epoch]
+    for seed, result in enumerate(found):
+        I.save(tmp_path / f"plain/s{seed}/eval.json", base)
+        I.save(tmp_path / f"asa/s{seed}/eval.json", result)
+
+    gains = tables.paired(results_below(tmp_path), "eval", "plain")
+    assert list(gains) == ["asa"] and list(gains["asa"]) == ["s0", "s1"]
+    assert gains["asa"]["s0"] == {"n": 9, "cw": 2.0, "worst": 2.0}
+    assert gains["asa"]["s1"] == {"n": 9, "cw": 3.0}
+    tables.run_compare(str(tmp_path))
+    assert "gain of eval on plain" in (tmp_path / "compare.md").read_text()
+    tables.run_tables(str(tmp_path))
+    *_, later, warnings = (tmp_path / "tables.md").read_text().split("\n\n")
+    rows = rows_of(later)
+    assert rows["asa"][rows["eval (%)"].index("gain")] == "2.00"  # of s0 alone
+    assert "asa/s0: w" in warnings
+
+
+@each("key", ["eps", "eps_l2", "teacher_nat"])
+def test_results_under_other_settings_are_not_comparable(key):
+    one = {"n": 9, "settings": {key: 0.1}}
+    assert tables.comparable(one, dict(one))
+    assert not tables.comparable(one, {"n": 9, "settings": {key: 0.2}})
+    assert not tables.comparable(one, {"n": 9})
+    harmless = {"n": 9, "settings": {"batch_size": 5}}
+    assert tables.comparable(harmless, {"n": 9})
+
+
+def test_what_is_outside_the_ball_is_no_part_of_worst(tmp_path):
+    write_results(tmp_path, {"a/plain/s0": 20.0, "a/mid/s0": 21.0, "a/more/s0": 22.0})
+    change_results(tmp_path / "a/mid/s0", psnr=15.0, pgd_l2=3.0)
+    change_results(tmp_path / "a/more/s0", bim=30.0)
+    tables.run_compare(str(tmp_path))  # and the figure copes with a cell that has no `worst`
+    found = tables.paired(results_below(tmp_path), "best", "plain")
+    assert found["a/mid"]["s0"]["worst"] == 1
+    assert "worst" not in found["a/more"]["s0"]
+
+
+@each("name", tables.COLUMNS)
+def test_worst_is_compared_unless_an_attack_of_the_ball_is_missing(name):
+    both = {"n": 9, "clean": 50.0, "worst": 20.0, "worst_class": 5.0}
+    one = both | {name: 30.0}
+    found = tables.subtracted(one, both)
+    assert ("worst" in found) == ("worst_class" in found) == (name not in tables.LINF)
+
+
+# ==== 4. Gains ====================================================================================
+
+
+def test_interval_has_students_quantile_in_closed_form():
+    one_degree = math.tan(0.475 * math.pi)  # of Cauchy's distribution
+    _, half = tables.mean_interval([1.0, 3.0])
+    assert half == approx(one_degree * math.sqrt(2) / math.sqrt(2))
+    two_degrees = 0.95 * math.sqrt(2 / (1 - 0.95**2))
+    _, half = tables.mean_interval([1.0, 2.0, 3.0])
+    assert half == approx(two_degrees * 1 / math.sqrt(3))
+
+
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=30))
+def test_95_per_cent_of_students_distribution_lie_inside(values):
+    mean, half = tables.mean_interval(values)
+    assert mean == approx(statistics.fmean(values))
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    assume(error > 0)
+    above = stats.t.sf(half / error, len(values) - 1)
+    assert 1 - 2 * above == approx(0.95)
+
+
+def test_one_seed_has_no_interval():
+    mean, half = tables.mean_interval([3.0])
+    assert mean == 3.0 and math.isnan(half)
+    assert tables.signed(mean, half) == "+3.00"
+    assert tables.signed(-1.0, 0.5) == "-1.00 ± 0.50"
+
+
+def test_gains_are_paired_by_seed(tmp_path, capsys):
+    plain = {"T2/plain/s0": 20.0, "T2/plain/s1": 30.0, "T2/plain/s2": 25.0}
+    asa = {"T2/asa/s0": 21.0, "T2/asa/s1": 32.0, "T2/asa/s2": 28.0, "T2/asa/s3": 99.0}
+    alone = {"T2/one/s1": 33.0, "T1/at/x/s0": 1.0, "T2/uniform/s2": 23.0}
+    write_results(tmp_path, plain | asa | alone)
+    uniform = tmp_path / "T2/uniform/s2/results.json"  # as of a run without validation
+    best = json.loads(uniform.read_text())["best"]
+    I.save(uniform, {"best": best, "last": best})
+
+    tables.run_compare(str(tmp_path))
+    text = (tmp_path / "compare.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    last, best, _, on_uniform = text.split("\n\n")
+    rows = rows_of(best)
+    assert list(rows) == ["gain of best on plain (points)", "T2/asa", "T2/one", "T2/uniform"]
+    assert rows["gain of best on plain (points)"] == ["clean", "worst", "n", "seeds"]
+    # +1, +2, +3: mean 2, sd 1, 4.303/sqrt(3) times that; a seed without a partner does not count
+    assert rows["T2/asa"] == ["+0.00 ± 0.00", "+2.00 ± 2.48", "500", "3"]
+    assert rows["T2/one"] == ["+0.00", "+3.00", "500", "1"]
+    rows = rows_of(last)
+    assert "gain of last on plain (points)" in rows and rows["T2/asa"][1] == "+3.00 ± 3.73"
+    rows = rows_of(on_uniform)
+    assert "gain of best on uniform (points)" in rows and "T2/plain" in rows
+    assert rows["T2/asa"][1] == "+5.00"
+
+
+def test_the_figure_shows_what_the_last_epoch_gains(tmp_path, monkeypatch):
+    write_results(tmp_path, {"plain/s0": 20.0, "asa/s0": 22.0})
+    drawn = {}
+    monkeypatch.setattr(figures, "draw", lambda folder, **fill: drawn.update(fill))
+    tables.run_compare(str(tmp_path))
+    rows = drawn["gains"].keywords["rows"]
+    assert list(rows) == ["asa"]
+    assert rows["asa"]["worst"][0] == 3.0  # best gains 2
+
+
+def test_best_is_not_compared_where_it_is_the_last(tmp_path):
+    write_results(tmp_path, {"plain/s0": 20.0, "asa/s0": 21.0})
+    for file in tmp_path.rglob("results.json"):
+        best = json.loads(file.read_text())["best"]
+        I.save(file, {"best": best, "last": best})
+    tables.run_compare(str(tmp_path))
+    text = (tmp_path / "compare.md").read_text()
+    assert "gain of last on plain" in text and "best" not in text
+
+
+@given(st.lists(gains_of_seeds, min_size=2, max_size=4))
+def test_a_pooled_gain_is_the_mean_over_cells_of_each_seed(gains):
+    cells = {}
+    for base, row in enumerate(gains):
+        cell = cells[f"T1/{base}/infoard"] = {}
+        for i, gain in row.items():
+            cell[f"s{i}"] = {"n": 10, "worst": gain, "clean": -gain}
+    alone = {"s0": {"n": 10, "worst": 99.0}}
+    found = tables.pooled(cells | {"T2/x/infoard": alone, "T1/0/other": alone})
+
+    common = set.intersection(*[set(row) for row in gains])  # the seeds that all cells have
+    name = f"T1/*/infoard ({len(gains)})"
+    assert list(found) == ([name] if common else [])  # no other table, no other cell
+    assert set(found.get(name, {})) == {f"s{i}" for i in common}
+    for i in common:
+        mean = statistics.fmean(row[i] for row in gains)
+        assert found[name][f"s{i}"]["worst"] == approx(mean)
+        assert found[name][f"s{i}"]["clean"] == approx(-mean)
+
+
+def test_a_pooled_gain_is_of_what_all_cells_have():
+    a = {"s0": {"n": 10, "worst": 1.0, "cw": 5.0}}
+    b = {"s0": {"n": 20, "worst": 2.0}}
+    expected = {"s0": {"n": 15, "worst": 1.5}}
+    for cells in ({"a/x": a, "b/x": b}, {"b/x": b, "a/x": a}):
+        assert tables.pooled(cells) == {"*/x (2)": expected}
+
+
+def test_pooled_gains_stand_in_the_table(tmp_path):
+    write_results(tmp_path, {"T1/a/plain/s0": 20.0, "T1/a/plain/s1": 20.0})
+    write_results(tmp_path, {"T1/b/plain/s0": 10.0, "T1/b/plain/s1": 10.0})
+    write_results(tmp_path, {"T1/a/infoard/s0": 21.0, "T1/a/infoard/s1": 23.0})
+    write_results(tmp_path, {"T1/b/infoard/s0": 13.0, "T1/b/infoard/s1": 15.0})
+    cells = tables.differences(results_below(tmp_path), "best", "plain")
+    mean, half = tables.gains(cells)["T1/*/infoard (2)"]["worst"]
+    assert mean == approx(3.0)  # 2 and 4: standard deviation sqrt(2), 12.7062/sqrt(2) times that
+    assert half == pytest.approx(12.7062, abs=5e-5)  # the quantile as tables print it
+    row = tables.gain_table(cells, "gain")[-1]
+    assert row == ["T1/*/infoard (2)", "+0.00 ± 0.00", "+3.00 ± 12.71", "500", "2"]
+
+
+def test_comparing_needs_a_plain_partner(tmp_path, capsys):
+    write_results(tmp_path, {"a/plain/s0": 1.0, "a/infoard/s1": 1.0})
+    assert I.main(["compare", str(tmp_path)]) == 2
+    assert "no cell below" in capsys.readouterr().err
+
+
+@each(
+    "verb, why",
+    [("tables", "no finished runs"), ("compare", "no finished runs"), ("curve", "no cells")],
+)
+def test_a_folder_without_runs_is_one_line(verb, why, tmp_path, capsys):
+    assert I.main([verb, str(tmp_path / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert why in error and "nowhere" in error and error.count("\n") == 1
+
+
+# ==== 5. Accuracy beside time =====================================================================
+
+
+def write_cell(folder: Path, ms: float, steps_lo: int, worst: list[float]) -> None:
+    """A cell with runs and with the time of its step."""
+    rows = {
+        "rslad/plain": {"ms": 9 * ms},
+        "rslad/infoard": {"ms": ms if not steps_lo else 7 * ms},
+        "rslad/schedule": {"ms": ms if steps_lo else 5 * ms},
+    }
+    I.save(folder / "bench.json", {"rows": rows})
+    settings = {"steps_lo": steps_lo, "infoard": True, "framework": "rslad"}
+    for seed, value in enumerate(worst):
+        best = {"clean": 50.0, "worst": value}
+        I.save(folder / f"s{seed}/results.json", {"best": best})
+        I.save(folder / f"s{seed}/config.json", {"settings": settings})
+
+
+def test_curve_sets_accuracy_beside_time(tmp_path, capsys):
+    write_cell(tmp_path / "slow", 20.4, 0, [30.0, 32.0])
+    write_cell(tmp_path / "quick", 8.0, 1, [29.0])
+    assert I.main(["curve", str(tmp_path)]) == 0
+    text = (tmp_path / "curve.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    header, *rows = cells_of(text)
+    assert header == ["cell", "ms", "clean (%)", "worst (%)", "seeds"]
+    assert rows[0] == ["quick", "8", "50.00", "29.00", "1"]
+    assert rows[1] == ["slow", "20", "50.00 ± 0.00", "31.00 ± 1.41", "2"]
+    assert len(rows) == 2 and (tmp_path / "figures/curve.png").exists()
+
+
+def test_a_bench_without_runs_is_one_line(tmp_path, capsys):
+    I.save(tmp_path / "cell/bench.json", {"rows": {}})
+    assert I.main(["curve", str(tmp_path)]) == 2
+    assert "no finished run" in capsys.readouterr().err
+
+
+# ==== 6. The tables in results/ ===================================================================
+
+
+def shown(kind: str) -> list[tuple[str, str]]:
+    """(name, tables) of all that pages show between `<!-- kind name -->` and `<!-- end -->`."""
+    found = []
+    for page in PAGES:
+        for part in page.read_text().split(f"<!-- {kind}")[1:]:
+            name, _, rest = part.partition(" -->\n\n")
+            content, end, _ = rest.partition("\n\n<!-- end -->")
+            assert end, f"{page}: no end of {kind}{name}"
+            found.append((name.strip(), content))
+    return found
+
+
+def tables_in(file: Path) -> list[str]:
+    """The tables of a kept file, which empty lines part."""
+    return file.read_text().strip().split("\n\n")
+
+
+def kept(name: str) -> list[str]:
+    """The folders in results/ that hold a file of this name."""
+    folders = [file.parent.relative_to(RESULTS) for file in RESULTS.rglob(name)]
+    return sorted(folder.as_posix() for folder in folders)
+
+
+@each("folder", kept("tables.md"))
+def test_kept_tables_are_generated_from_results(folder, tmp_path):
+    shutil.copytree(RESULTS / folder, tmp_path / "r")
+    tables.run_tables(str(tmp_path / "r"))
+    for file in (RESULTS / folder).glob("tables.*"):
+        assert (tmp_path / "r" / file.name).read_bytes() == file.read_bytes()
+
+
+@each("folder", kept("compare.md"))
+def test_kept_gains_are_generated_from_results(folder, tmp_path):
+    shutil.copytree(RESULTS / folder, tmp_path / "r")
+    tables.run_compare(str(tmp_path / "r"))
+    assert (tmp_path / "r/compare.md").read_bytes() == (
+        RESULTS / folder / "compare.md"
+    ).read_bytes()
+
+
+def test_kept_curve_is_generated_from_results(tmp_path):
+    shutil.copytree(RESULTS / "lite", tmp_path / "lite")
+    tables.run_curve(str(tmp_path / "lite"))
+    assert (tmp_path / "lite/curve.md").read_bytes() == (RESULTS / "lite/curve.md").read_bytes()
+
+
+def test_pages_show_the_kept_files():
+    for folder, content in shown("results/"):
+        file = RESULTS / folder / "tables.md"
+        assert set(content.split("\n\n")) <= set(tables_in(file)), folder
+    for folder, content in shown("compare "):
+        file = RESULTS / "evidence" / folder / "compare.md"
+        assert set(content.split("\n\n")) <= set(tables_in(file)), folder
+    [(_, attention)] = shown("attention")
+    assert [attention] == tables_in(RESULTS / "evidence/first/attention.md")
+    [(_, curve)] = shown("curve")
+    assert [curve] == tables_in(RESULTS / "lite/curve.md")
+
+
+def test_pages_show_every_kind_of_table():
+    assert {folder for folder, _ in shown("results/")} == {"shapes", "namid", "mid"}
+    compared = {Path(folder).name for folder in kept("compare.md")}
+    assert {folder for folder, _ in shown("compare ")} == compared
+
+
+def test_importing_tables_needs_no_matplotlib():
+    code = "import sys, companions.tables; sys.exit('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE)
+    assert done.returncode == 0
