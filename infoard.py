@@ -92,6 +92,9 @@ def resolve(table: dict, name: str, what: str):
     try:
         return pkgutil.resolve_name(entry)
     except (ImportError, AttributeError, ValueError) as error:
+        missing = getattr(error, "name", None) or entry
+        if isinstance(error, ImportError) and not entry.startswith(missing):
+            raise  # a package that it needs: the command line says how to install it
         raise InfoardError(f"cannot import the {what} {entry}: {error}") from None
 
 
@@ -276,8 +279,9 @@ class Config:
         cfg = framework.settle(cfg) if framework.settle else cfg
         require(cfg.steps_lo <= cfg.steps, f"--steps-lo must be at most --steps, {cfg.steps}")
         plain = "-plain" if framework.infoard and not cfg.infoard else ""
-        out = f"runs/{cfg.dataset}-{cfg.student}-{cfg.framework}{plain}-s{cfg.seed}"
-        return replace(cfg, out=cfg.out or out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
+        names = f"{cfg.dataset}-{cfg.student}-{cfg.framework}".replace(":", ".")
+        out = cfg.out or f"runs/{names}{plain}-s{cfg.seed}"
+        return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
 
     def lr_at(self, share: float) -> float:
         """The learning rate after a share of the training: cosine after 5% of warm-up, or drops."""
@@ -334,17 +338,20 @@ class Threat:
 def frozen_eval(*models) -> Iterator[None]:
     """Eval mode and no parameter gradients inside; every flag as it was found afterwards."""
     nets = [model for model in models if isinstance(model, nn.Module)]
-    modes = [(m, m.training) for net in nets for m in net.modules()]
-    needs = [(p, p.requires_grad) for net in nets for p in net.parameters()]
+    modes = [m for net in nets for m in net.modules() if m.training]
+    needs = [p for net in nets for p in net.parameters() if p.requires_grad]
+
+    def switch(on: bool) -> None:
+        for m in modes:
+            m.training = on
+        for p in needs:
+            p.requires_grad_(on)
+
     try:
-        for net in nets:
-            net.eval().requires_grad_(False)
+        switch(False)
         yield
     finally:
-        for m, mode in modes:
-            m.training = mode
-        for p, need in needs:
-            p.requires_grad_(need)
+        switch(True)
 
 
 def predict(model: Callable, x: Tensor) -> Tensor:
@@ -727,6 +734,9 @@ def relation_loss(s: Tensor, t: Tensor, tau: float = 0.2) -> Tensor:
     return kl(similarities(t, tau), similarities(s, tau))
 
 
+ASA = ("teacher", "student", "gap", "uniform", "shuffled", "off")
+
+
 class InfoARD(nn.Module):
     """ASA and MIM for any distillation loop. In a foreign script these lines are all that changes:
 
@@ -757,7 +767,8 @@ class InfoARD(nn.Module):
         tau: float = 0.2,
     ):
         super().__init__()
-        self.asa, self.lam, self.tau = asa, lam, tau
+        self.asa = lookup(ASA, asa, "ASA signal")
+        self.lam, self.tau = lam, tau
         self.terms = {}
         self.bound = None if mim == "off" else lookup(BOUNDS, mim, "mutual-information bound")
         device = next(student.parameters()).device
@@ -810,8 +821,7 @@ class InfoARD(nn.Module):
             signal = kl(t, s)
         elif self.asa == "shuffled":  # a control: the same radii, dealt out at random
             signal = torch.rand(len(y), generator=generator).to(y.device, non_blocking=True)
-        else:  # a control: the mean radius for all
-            require(self.asa == "uniform", f"unknown ASA signal {self.asa!r}")
+        else:  # uniform, a control: the mean radius for all
             signal = torch.zeros(len(y), device=y.device)
         even, lam = self.asa == "uniform", self.lam
         return instance_strength(signal, threat=threat, lam=lam, steps_lo=steps_lo, uniform=even)
@@ -1094,6 +1104,8 @@ FRAMEWORKS = {
 def get_framework(name: str) -> Framework:
     """That of a name in FRAMEWORKS or of anyone's module:name; a bare function is wrapped."""
     found = resolve(FRAMEWORKS, name, "framework")
+    told = f"{name} is no framework: name a function of a Step, or a Framework"
+    require(isinstance(found, Framework) or callable(found), told)
     return found if isinstance(found, Framework) else Framework(found)
 
 
@@ -1642,7 +1654,11 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         self.optimizer = torch.optim.SGD(groups, cfg.lr, 0.9, weight_decay=cfg.weight_decay)
         self.parts.update(optimizer=self.optimizer, scaler=self.scaler)
-        self.forward = torch.compile(self.student) if cfg.compile else self.student
+        self.forward = self.student
+        if cfg.compile:  # hooks are part of a net: code made without them must not serve it
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
+            torch._dynamo.config.cache_size_limit = 64  # attack and training, of several nets
+            self.forward = torch.compile(self.student)
         self.objective = Objective(learners)
         if self.ranks > 1:
             self.objective = DistributedDataParallel(self.objective)
@@ -2006,7 +2022,8 @@ def make_parser(verb: str, text: str) -> argparse.ArgumentParser:
 
 
 def run_alone(argv: list[str]) -> None:
-    """train() with the options of the command line."""
+    """train() with the options of the command line, in one process."""
+    require("LOCAL_RANK" not in os.environ, "many processes need companions/ beside this file")
     parser = make_parser("infoard.py", __doc__.partition("\n\n")[0])
     for f in fields(Config):
         if f.name != "own":
@@ -2030,7 +2047,8 @@ def main(argv: list[str] | None = None) -> int:
         elif isinstance(error, ImportError):
             hint = f": pip install {error.name}"
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
-        print(f"infoard: error{rank}: {str(error).splitlines()[0]}{hint}", file=sys.stderr)
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        print(f"infoard: error{rank}: {first}{hint}", file=sys.stderr)
         return 2
 
 

@@ -37,14 +37,16 @@ from companions.tables import markdown
 
 @contextlib.contextmanager
 def eval_mode_alone(*models) -> Iterator[None]:
-    """frozen_eval without its half: weights go on to ask for gradients."""
+    """Half of frozen_eval: eval mode inside, but weights go on to ask for gradients."""
     nets = [model for model in models if isinstance(model, nn.Module)]
     modes = [(m, m.training) for net in nets for m in net.modules()]
-    for m, _ in modes:
-        m.training = False
-    yield
-    for m, mode in modes:
-        m.training = mode
+    try:
+        for net in nets:
+            net.eval()
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
 
 
 def to_float_nchw(x: Tensor, device: str | torch.device) -> Tensor:
@@ -238,6 +240,12 @@ def random_data(n: int, size: int) -> I.Data:
     return I.Data(x, torch.arange(n) % 10, x[:2], torch.arange(2), list("0123456789"))
 
 
+def refuse_training(cfg: I.Config, framework: str, *args, **options) -> None:
+    """In the place of infoard.trained: a benchmark trains no net that a framework might miss."""
+    told = f"needs a net trained by {framework}, and bench trains none"
+    raise I.InfoardError(f"framework {cfg.framework} {told}")
+
+
 class Bench:
     """Training steps of one kind, with nets of their own."""
 
@@ -249,7 +257,8 @@ class Bench:
         nets = {"teacher": copy.deepcopy(teacher).to(device, memory_format=memory)}
         if "teacher_nat" in I.get_framework(kind.cfg.framework).needs:
             nets["teacher_nat"] = nets["teacher"]
-        self.run = I.Run(kind.cfg, data, device, nets)
+        with mock.patch.object(I, "trained", refuse_training):
+            self.run = I.Run(kind.cfg, data, device, nets)
         self.run.student.to(memory_format=memory)
 
     def make_step(self) -> None:

@@ -159,10 +159,11 @@ def run_all(infoard: Path, folder: Path, old: Path, only: tuple[str, ...]) -> No
     """
     run = partial(run_chain, infoard=infoard, folder=folder)
     run(TEACHERS)
-    if old == folder:
-        stop_midway(infoard, folder)
     shutil.copy(old / "teacher/best.pt", folder / "evaluated.pt")
-    shutil.copytree(old / "stopped", folder / "resumed")
+    if "resumed".startswith(only):
+        if old == folder:
+            stop_midway(infoard, folder)
+        shutil.copytree(old / "stopped", folder / "resumed")
     chains = [[name for name in OWN if name.startswith(only)]]
     chains += [[name] for name in [*CASES, *EVALS] if name.startswith(only)]
     with ThreadPool(2) as pool:
@@ -262,7 +263,7 @@ def main() -> int:
         kept = json.loads(args.against.read_text())
     names = found if args.only else kept | found
     same = [report(name, kept.get(name, {}), found.get(name, {})) for name in names]
-    if "uninterrupted" in found:
+    if "uninterrupted" in found and "resumed" in found:
         same += [report("resumed as uninterrupted", found["uninterrupted"], found["resumed"])]
     return 0 if all(same) else 1
 

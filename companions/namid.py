@@ -220,16 +220,26 @@ def unlikeness(u: Tensor, v: Tensor, w: Tensor) -> Tensor:
 # ==== 4. Training =================================================================================
 
 
+def informations(step: I.Step, critics: Estimators) -> tuple[Tensor, ...]:
+    """N(x), N(x'), A(x), A(x') of a batch, each [B]; asks for S(x) and S(x') if nobody has yet."""
+    found = critics.information(step.x, step.x_adv, step.s, step.s_adv)
+    return found.flatten(0, 1).unbind()
+
+
 def estimators(step: I.Step) -> Tensor:
     """NAMID's critics, of a fixed net whose logits step.s and step.s_adv are."""
     # differs: eq. 5 is the paper's choice, eq. 4 the default here (README says why); released code
     # has cosines between N(x) and N(x') instead; Adam there, the loop's SGD here
     step.attack(I.ce_objective(step.student, step.y))
-    (n, n_adv), (a, a_adv) = step.student.information(step.x, step.x_adv, step.s, step.s_adv)
-    step.terms.update(n=n.mean(), n_adv=n_adv.mean(), a=a.mean(), a_adv=a_adv.mean())
+    n, n_adv, a, a_adv = informations(step, step.student)
+    step.terms["n"] = n.mean()
+    step.terms["n_adv"] = n_adv.mean()
+    step.terms["a"] = a.mean()
+    step.terms["a_adv"] = a_adv.mean()
     if step.cfg.own["mi_train"] == "max":
         return largest_loss(n, a_adv)
-    return difference_loss(n, n_adv, a, a_adv, fooled(step.s, step.s_adv, step.y))
+    w = fooled(step.s, step.s_adv, step.y)
+    return difference_loss(n, n_adv, a, a_adv, w)
 
 
 def namid(step: I.Step, base: Callable = I.at) -> Tensor:
@@ -240,17 +250,18 @@ def namid(step: I.Step, base: Callable = I.at) -> Tensor:
     # differs: paper and code have alpha = 5 from the start (--alpha 5 --mi-ramp 0, see README);
     # released code has no lambda, selects by a softmax over the batch, makes seven passes
     I.require("estimators" in step.more, "namid needs estimators")
-    loss = base(step)
-    critics = step.more["estimators"]
-    (n, n_adv), (a, a_adv) = critics.information(step.x, step.x_adv, step.s, step.s_adv)
+    own = step.cfg.own
+    loss = base(step)  # its passes are the first
+    n, n_adv, a, a_adv = informations(step, step.more["estimators"])
     w = fooled(step.s, step.s_adv, step.y)
     unlike = unlikeness(n_adv, n, w) + unlikeness(a_adv, a, w)
     push = (w * (a_adv - n_adv)).sum()
     step.terms.update(unlike=unlike, push=push)
     ramp = 1
-    if step.cfg.own["mi_ramp"]:
-        ramp = min(1, step.progress / step.cfg.own["mi_ramp"])
-    return loss + ramp * step.cfg.alpha * (unlike + step.cfg.own["mi_lambda"] * push)
+    if own["mi_ramp"]:
+        ramp = min(1, step.progress / own["mi_ramp"])
+    penalty = unlike + own["mi_lambda"] * push
+    return loss + ramp * step.cfg.alpha * penalty
 
 
 def namid_trades(step: I.Step) -> Tensor:

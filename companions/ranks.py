@@ -38,8 +38,8 @@ def join(device: str) -> int:
     backend = "cpu:gloo,cuda:nccl" if take_device(device) else "gloo"
     store, rank, ranks = next(dist.rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(attempt, store)  # it may know of an earlier attempt
-    wait = timedelta(hours=1)  # the others wait while rank 0 reads the data
+    store = dist.PrefixStore(attempt, store)  # it may still hold what an earlier attempt has said
+    wait = timedelta(hours=1)  # so long may rank 0 fetch data while the others wait
     dist.init_process_group(backend, timeout=wait, store=store, rank=rank, world_size=ranks)
     return rank
 

@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -54,7 +54,7 @@ def expand(
     *,
     seeds: Iterable[int],
     common: str,
-    extra: Iterable[str] = (),
+    extra: Sequence[str] = (),
     stage: int = REST,
 ) -> list[Run]:
     """A run for each seed and row, seed by seed, in folder/name/sSEED; of options that are given
@@ -66,6 +66,11 @@ def expand(
             words = ["--seed", str(seed), *common.split(), *options.split(), *extra]
             runs.append(Run(f"{folder}/{name}/s{seed}", tuple(words), stage))
     return runs
+
+
+def lifted(name: str, options: str) -> list[tuple[str, str]]:
+    """Two rows, a base plain and with InfoARD."""
+    return [(f"{name}/plain", f"{options} --no-infoard"), (f"{name}/infoard", options)]
 
 
 # ==== 2. Tables ===================================================================================
@@ -248,9 +253,7 @@ def table_rows(scale: Scale, block: Block) -> list[tuple[str, str]]:
     rows = []
     for paper in PAPERS:
         same = f"{block.options} {block.teacher} {own_settings(paper, block)}"
-        lifted = f"{same} --framework {paper.framework}"
-        rows.append((f"T1/{paper.framework}/plain", f"{lifted} --no-infoard"))
-        rows.append((f"T1/{paper.framework}/infoard", lifted))
+        rows += lifted(f"T1/{paper.framework}", f"{same} --framework {paper.framework}")
         if paper.framework == "rslad":
             for name, options in T2:
                 rows.append((f"T2/{name}", f"{same} {options}"))
@@ -277,7 +280,7 @@ def tables_folder(scale_name: str, block: Block) -> str:
     return str(Path("runs/tables", scale_name, block.name))
 
 
-def table_runs(scale_name: str, extra: Iterable[str] = ()) -> list[Run]:
+def table_runs(scale_name: str, extra: Sequence[str] = ()) -> list[Run]:
     """All runs of the tables: seed by seed, block by block."""
     scale = SCALES[scale_name]
     common = f"{scale.common} --no-figures --no-progress"
@@ -378,11 +381,6 @@ LOOKS = [  # evaluations of finished runs: which, of how many images, under whic
 COMPARISONS = ["T1", "controls", "teacher", "attacks", "adaad", "longer", "size32"]
 
 
-def lifted(name: str, options: str) -> list[tuple[str, str]]:
-    """Two rows, a base plain and with InfoARD."""
-    return [(f"{name}/plain", f"{options} --no-infoard"), (f"{name}/infoard", options)]
-
-
 def taught_by(teacher: str, rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """The same rows with one of TEACHERS."""
     option = f"--teacher {EVIDENCE}/teachers/{teacher}/s77/last.pt"
@@ -408,7 +406,7 @@ def evidence_rows() -> list[tuple[str, str]]:
     return rows
 
 
-def evidence_runs(extra: Iterable[str] = ()) -> list[Run]:
+def evidence_runs(extra: Sequence[str] = ()) -> list[Run]:
     """Teachers, then students of three seeds; three more for the contrast that these left open."""
     teachers = expand(
         EVIDENCE, TEACHERS, seeds=[77], common=f"{SHORT} {TEACHER}", extra=extra, stage=NEEDED
@@ -423,7 +421,7 @@ def evidence_runs(extra: Iterable[str] = ()) -> list[Run]:
     return teachers + students + more
 
 
-def first_runs(extra: Iterable[str] = ()) -> list[Run]:
+def first_runs(extra: Sequence[str] = ()) -> list[Run]:
     """The longer runs of the first part, with a teacher of their own."""
     row = ("teachers/first", "--student wrn_10_2 --framework trades --epochs 20")
     teachers = expand(
@@ -459,7 +457,7 @@ STEPS = [
 BENCH = "--framework rslad --student tiny --teacher-arch tiny_wide --batch-size 128"
 
 
-def lite_runs(extra: Iterable[str] = ()) -> list[Run]:
+def lite_runs(extra: Sequence[str] = ()) -> list[Run]:
     """A teacher, then students of three seeds."""
     common = "--subset 10000 --no-figures --no-progress"
     row = (

@@ -52,6 +52,13 @@ STEPS = {  # usual number of steps, and how long one is in radii
 }
 
 
+def problem_of_four(dtype=torch.float32):
+    """A net, four images, labels."""
+    net = tiny_net().to(dtype)
+    x = rand(4, 3, 6, 6).to(dtype)
+    return net, x, torch.arange(4) % K
+
+
 def by_name(name, net, x, y, max_steps=100, **options):
     """attack_by_name with radii that tell the balls apart."""
     given = {"eps": R, "eps_l2": 0.3, "generator": rng(), "max_steps": max_steps} | options
@@ -98,10 +105,11 @@ def test_named_attacks_keep_their_ball_and_their_limit_of_steps(name, problem, m
 @each("name", [*LINF, *L2, "spatial"])
 @each("training", [True, False])
 def test_they_leave_the_model_as_found(name, training):
-    net, x = tiny_net().train(training), rand(3, 3, 6, 6).float()
+    net, x, y = problem_of_four()
+    net.train(training)
     net[0].bias.requires_grad_(False)
     before = snapshot(net)
-    by_name(name, net, x, torch.arange(3))
+    by_name(name, net, x, y)
     assert snapshot(net) == before
 
 
@@ -128,14 +136,14 @@ def test_fewer_steps_than_usual_go_two_and_a_half_radii(name, max_steps):
 
 @each("name", HERE)
 def test_without_a_limit_those_of_infoard_are_infoards(name):
-    net, x, y = tiny_net(), rand(4, 3, 6, 6).float(), torch.arange(4) % K
+    net, x, y = problem_of_four()
     truth = I.ATTACKS[name](net, x, y, eps=R, generator=rng())
     assert torch.equal(by_name(name, net, x, y), truth)
 
 
 @each("name", STEPS)
 def test_named_attacks_are_the_pgd_of_their_papers(name):
-    net, x, y = tiny_net().double(), rand(4, 3, 6, 6), torch.arange(4) % K
+    net, x, y = problem_of_four(F64)
     usual, share = STEPS[name]
     eps = 0.3 if name in L2 else R
     options = {"eps": eps, "alpha": eps * share, "steps": usual, "generator": rng()}
@@ -158,7 +166,8 @@ def test_named_attacks_are_the_pgd_of_their_papers(name):
 
 @given(seeds)
 def test_l2_attacks_use_their_own_radius(seed):
-    x, y = rand(2, 3, 6, 6, seed=seed, lo=0.4, hi=0.6).float(), torch.tensor([0, 1])
+    x = rand(2, 3, 6, 6, seed=seed, lo=0.4, hi=0.6).float()
+    y = torch.tensor([0, 1])
     x_adv = by_name("pgd_l2", tiny_net(seed), x, y, eps=1e-6, eps_l2=0.2)
     near(radius(x_adv, x, 2), torch.full((2,), 0.2), 1e-3)  # 20 steps of an eighth
 
@@ -184,14 +193,21 @@ def test_attacks_of_anyones_own_are_taken_with_what_they_ask_for(monkeypatch):
         by_name("bimm", None, None, None)
 
 
+def gradient_of_targets(y, classes):
+    """The gradient of the objective for equal logits: it raises the target, lowers the others."""
+    z = torch.zeros(len(y), classes).requires_grad_()
+    objective = attacks.target_objective(lambda logits: logits, y)
+    (grad,) = torch.autograd.grad(objective(z).sum(), z)
+    return grad
+
+
 @given(problems())
 def test_targets_are_other_classes_and_come_nearer(problem):
     net, x, y, _ = problem
-    z = torch.zeros(len(y), K).requires_grad_()
-    objective = attacks.target_objective(lambda v: v, y)
-    (grad,) = torch.autograd.grad(objective(z).sum(), z)
-    target = grad.argmax(1)  # to raise the objective is to raise this class
-    assert (target != y).all() and (grad.sign() == 2 * F.one_hot(target, K) - 1).all()
+    grad = gradient_of_targets(y, K)
+    target = grad.argmax(1)
+    assert (target != y).all()
+    assert (grad.sign() == 2 * F.one_hot(target, K) - 1).all()
     with I.frozen_eval(net):
         chosen = attacks.target_objective(net, y)
         rows = torch.arange(len(y)).flip(0)
@@ -201,10 +217,7 @@ def test_targets_are_other_classes_and_come_nearer(problem):
 
 
 def test_targets_differ_within_a_batch():
-    y = torch.zeros(6).long()
-    z = torch.zeros(6, 4).requires_grad_()
-    objective = attacks.target_objective(lambda v: v, y)
-    (grad,) = torch.autograd.grad(objective(z).sum(), z)
+    grad = gradient_of_targets(torch.zeros(6).long(), 4)
     assert grad.argmax(1).tolist() == [1, 2, 3, 1, 2, 3]
 
 
@@ -214,7 +227,8 @@ def test_targets_differ_within_a_batch():
 def test_cascade_attacks_only_what_is_left():
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False))
     net[1].weight.data = torch.stack([-torch.ones(12), torch.ones(12)])
-    x, y = torch.full((6, 3, 2, 2), 0.5), torch.tensor([1, 1, 1, 1, 0, 1])
+    x = torch.full((6, 3, 2, 2), 0.5)
+    y = torch.tensor([1, 1, 1, 1, 0, 1])
     seen = []
 
     def flip(which):
@@ -242,10 +256,14 @@ def test_the_cascade_is_the_worst_of_its_attacks(lab):
 
 
 def test_spatial_keeps_the_worst_view():
-    net, x, y = tiny_net(), rand(5, 3, 6, 6).float(), torch.tensor([0, 1, 2, 0, 1])
-    views = [attacks.spatial(net, x, y, generator=rng(1), tries=n) for n in (0, 3, 10)]
-    leads = torch.stack([I.margin(I.predict(net, view), y) for view in views])
-    assert torch.equal(views[0], x) and (leads.diff(dim=0) <= 0).all()
+    net, x, y = problem_of_four()
+    views = []
+    leads = []
+    for tries in (0, 3, 10):
+        views.append(attacks.spatial(net, x, y, generator=rng(1), tries=tries))
+        leads.append(I.margin(I.predict(net, views[-1]), y))
+    assert torch.equal(views[0], x)
+    assert (leads[1] <= leads[0]).all() and (leads[2] <= leads[1]).all()
     assert (leads[2] < leads[0]).any()
     near(attacks.spatial(net, x, y, generator=rng(1)), views[2], 0.0)
 
@@ -260,7 +278,8 @@ def test_rotations_and_shifts_are_bounded(monkeypatch):
         return x
 
     monkeypatch.setattr(transforms, "affine", look)
-    x, y = rand(2, 3, 30, 20).float(), torch.tensor([0, 1])
+    x = rand(2, 3, 30, 20).float()
+    y = torch.tensor([0, 1])
     attacks.spatial(tiny_net(), x, y, tries=200, generator=rng())
     turn, right, down = torch.tensor(seen).abs().amax(0).tolist()
     assert 25 < turn <= 30 and right == 2 and down == 3  # a tenth of 20 and of 30 pixels
@@ -346,17 +365,21 @@ def test_blur_of_a_point_is_a_gaussian():
 @given(seeds, ints(0, 4))
 @settings(max_examples=10)
 def test_brightness_is_that_of_hsv(seed, level):
-    x, strength = rand(1, 3, 3, 3, seed=seed).float(), attacks.SEVERITIES["bright"][level]
+    x = rand(1, 3, 3, 3, seed=seed).float()
     x[0, :, 0, 0] = 0
+    strength = attacks.SEVERITIES["bright"][level]
     new = attacks.corrupted(x, "bright", strength)
-    for old, made in zip(x[0].flatten(1).T.tolist(), new[0].flatten(1).T, strict=True):
-        hue, saturation, value = colorsys.rgb_to_hsv(*old)
+    pixels = x[0].flatten(1).T.tolist()
+    found = new[0].flatten(1).T
+    for pixel, made in zip(pixels, found, strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
         truth = colorsys.hsv_to_rgb(hue, saturation, min(1, value + strength))
         near(made, torch.tensor(truth), 1e-5)
 
 
 def test_impulses_fall_on_each_colour_of_a_pixel_alone():
-    hit = attacks.corrupted(torch.full((8, 3, 32, 32), 0.5), "impulse", 0.07, rng()) != 0.5
+    x = torch.full((8, 3, 32, 32), 0.5)
+    hit = attacks.corrupted(x, "impulse", 0.07, rng()) != x
     assert hit.all(1).double().mean() < 0.002  # 0.07 cubed is 0.0003
 
 
@@ -373,13 +396,14 @@ def recognised(image, new, kinds):
 @settings(max_examples=10)
 def test_common_corruptions_are_drawn_anew_for_each_image(b, seed):
     x = rand(b, 3, 8, 8, seed=seed).float()
-    one, same, other = (
-        attacks.corrupt(None, x, None, generator=rng(s)) for s in (seed, seed, seed + 1)
-    )
+    one = attacks.corrupt(None, x, None, generator=rng(seed))
+    same = attacks.corrupt(None, x, None, generator=rng(seed))
+    other = attacks.corrupt(None, x, None, generator=rng(seed + 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
     kinds = ["contrast", "blur"]
     corrupted = attacks.corrupt(None, x, None, kinds=kinds, generator=rng(seed))
-    dealt = [recognised(image, new, kinds) for image, new in zip(x, corrupted, strict=True)]
+    pairs = zip(x, corrupted, strict=True)
+    dealt = [recognised(image, new, kinds) for image, new in pairs]
     counts = [dealt.count((kind, c)) for kind in kinds for c in attacks.SEVERITIES[kind]]
     assert None not in dealt and max(counts) - min(counts) <= 1, counts
 

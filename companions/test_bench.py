@@ -89,7 +89,8 @@ def test_ordinary_changes_what_it_says_and_puts_it_back(nchw, unfrozen):
             assert next(net.parameters()).requires_grad == unfrozen
             assert not any(m.training for m in net.modules())
     assert all(m.training for m in net.modules())
-    assert images.equal(I.to_float(x, "cpu")) and not I.to_float(x, "cpu").is_contiguous()
+    usual = I.to_float(x, "cpu")
+    assert images.equal(usual) and not usual.is_contiguous()
     assert before == (I.frozen_eval, I.to_float)
 
 
@@ -238,25 +239,44 @@ def test_the_machine_has_a_name(monkeypatch):
 # ==== 3. Steps to be timed ========================================================================
 
 
+def having(kinds: dict[str, bench.Kind], name: str, value=True) -> list[str]:
+    """The kinds that have this value of a setting, or of a field of Kind."""
+    found = []
+    for title, kind in kinds.items():
+        values = {**vars(kind.cfg), **vars(kind)}
+        if values[name] == value:
+            found.append(title)
+    return found
+
+
 def test_kinds_differ_in_what_they_are_named_for():
     cfg = I.Config(steps_lo=2, amp="bf16", compile=True).resolved()
     kinds = bench.kinds_of_step(cfg)
     assert list(kinds) == ["ordinary", "plain", "infoard", "schedule"]
-    assert [name for name, kind in kinds.items() if kind.nchw or kind.unfrozen] == ["ordinary"]
-    assert [name for name, kind in kinds.items() if kind.cfg.amp == "off"] == ["ordinary"]
-    assert [name for name, kind in kinds.items() if not kind.cfg.compile] == ["ordinary"]
-    assert [name for name, kind in kinds.items() if kind.cfg.infoard] == ["infoard", "schedule"]
-    assert [kind.cfg.steps_lo for kind in kinds.values()] == [0, 0, 0, 2]
-    assert bench.kinds_of_step(I.Config().resolved())["schedule"].cfg.steps_lo == 1
+    assert having(kinds, "nchw") == ["ordinary"]
+    assert having(kinds, "unfrozen") == ["ordinary"]
+    assert having(kinds, "amp", "off") == ["ordinary"]
+    assert having(kinds, "compile", False) == ["ordinary"]
+    assert having(kinds, "infoard") == ["infoard", "schedule"]
+    assert having(kinds, "steps_lo", 2) == ["schedule"]
+    assert having(kinds, "steps_lo", 0) == ["ordinary", "plain", "infoard"]
+
+
+def test_a_schedule_begins_with_one_step_unless_told_otherwise():
+    kinds = bench.kinds_of_step(I.Config().resolved())
+    assert having(kinds, "steps_lo", 1) == ["schedule"]
 
 
 def test_effects_take_one_thing_away():
-    kinds = bench.kinds_without(I.Config(compile=False, amp="bf16", steps_lo=1).resolved())
-    assert [name for name, kind in kinds.items() if kind.cfg.amp == "off"] == ["ordinary", "fp32"]
-    assert [name for name, kind in kinds.items() if kind.cfg.compile] == ["compiled"]
-    assert [name for name, kind in kinds.items() if kind.nchw] == ["ordinary", "nchw"]
-    assert [name for name, kind in kinds.items() if kind.unfrozen] == ["ordinary", "unfrozen"]
-    assert not any(kind.cfg.infoard or kind.cfg.steps_lo for kind in kinds.values())
+    cfg = I.Config(compile=False, amp="bf16", steps_lo=1).resolved()
+    kinds = bench.kinds_without(cfg)
+    assert list(kinds) == ["ordinary", "plain", "fp32", "unfrozen", "nchw", "compiled"]
+    assert having(kinds, "amp", "off") == ["ordinary", "fp32"]
+    assert having(kinds, "unfrozen") == ["ordinary", "unfrozen"]
+    assert having(kinds, "nchw") == ["ordinary", "nchw"]
+    assert having(kinds, "compile") == ["compiled"]
+    assert having(kinds, "infoard") == []
+    assert having(kinds, "steps_lo", 0) == list(kinds)
 
 
 @given(st.integers(2, 300), st.integers(1, 30), st.integers(1, 8))
@@ -265,14 +285,22 @@ def test_sizes_are_around_those_asked_for(batch, steps, ranks):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(I, "world", lambda: (0, ranks))
         kinds = bench.kinds_of_size(cfg)
-    batches = [kind.cfg.batch_size for name, kind in kinds.items() if name.startswith("batch")]
-    counts = [kind.cfg.steps for name, kind in kinds.items() if name.endswith("steps")]
-    assert list(kinds) == [*(f"batch {n}" for n in batches), *(f"{n} steps" for n in counts)]
+    batches = []
+    counts = []
+    for name, kind in kinds.items():
+        if name.startswith("batch"):
+            assert name == f"batch {kind.cfg.batch_size}"
+            assert kind.cfg.steps == steps
+            batches.append(kind.cfg.batch_size)
+        else:
+            assert name == f"{kind.cfg.steps} steps"
+            assert kind.cfg.batch_size == cfg.batch_size
+            counts.append(kind.cfg.steps)
     for sizes, asked in ((batches, cfg.batch_size), (counts, steps)):
-        assert sizes == sorted(set(sizes)) and {asked, 2 * asked} <= set(sizes)
-    assert batches[0] >= max(2, ranks) and counts[0] == 1
-    for kind in kinds.values():  # the other one of both is as asked for
-        assert kind.cfg.batch_size == cfg.batch_size or kind.cfg.steps == steps
+        assert sizes == sorted(set(sizes))
+        assert {asked, 2 * asked} <= set(sizes)
+    assert batches[0] >= max(2, ranks)
+    assert counts[0] == 1
 
 
 @each("ranks, rank", [(1, 0), (3, 2)])
@@ -364,7 +392,8 @@ def test_kinds_are_timed_in_turn():
     benches = [Noted("a"), Noted("b")]
     bench.time_in_turn(benches, 3)
     assert order == ["a", "b"] * 3
-    assert [work.seconds for work in benches] == [[1.0] * 3] * 2
+    for work in benches:
+        assert work.seconds == [1.0, 1.0, 1.0]
 
 
 def test_counting_leaves_compiled_code_aside():
@@ -482,12 +511,13 @@ def test_what_infoard_lifts_is_timed_unless_told_otherwise(tmp_path, monkeypatch
 
 
 def test_the_command_line_takes_the_options_of_a_training(tmp_path, peaks, capsys):
-    words = ["--student", "tiny", "--teacher-arch", "tiny", "--batch-size", "4", "--steps", "2"]
-    words += ["--device", "cpu", "--image-size", "16", "--epochs", "1", "--ema", "0.9"]
-    words += ["--teacher", "not_looked_at.pt", "--out", str(tmp_path)]
+    words = ["--dataset", "shapes", "--batch-size", "4", "--steps", "2", "--device", "cpu"]
+    words += ["--image-size", "16", "--epochs", "1", "--ema", "0.9", "--out", str(tmp_path)]
+    words += ["--teacher", "not_looked_at.pt"]  # nets have random weights
     assert I.main(["bench", "--framework", "ard", *words]) == 0
     assert len(rows_in(tmp_path)["ard/plain"]["seconds"]) == 5
-    assert "in " + str(tmp_path) in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"in {tmp_path}: bench.json" in told and "teacher: tiny_wide" in told
 
 
 @each(
@@ -498,6 +528,7 @@ def test_the_command_line_takes_the_options_of_a_training(tmp_path, peaks, capsy
         ("bench --batch-size 1", "--batch-size"),
         ("effects --student resnet19", "resnet18"),
         ("growth --rounds 3", "rounds"),
+        ("growth --framework namid --student tiny --teacher-arch tiny", "bench trains none"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(line, why, tmp_path, capsys, monkeypatch):

@@ -171,6 +171,11 @@ def test_a_prefix_of_some_keys_only_stays(keys):
     assert normaliser == []
 
 
+def test_a_prefix_ends_with_a_dot():
+    weights, _ = checkpoints.unwrap({"net.conv1.w": torch.zeros(1), "net.conv2.w": torch.ones(1)})
+    assert set(weights) == {"conv1.w", "conv2.w"}
+
+
 @each("size", [64, 128])
 def test_the_stem_is_that_of_the_image_size(size, tmp_path):
     net = I.build_model("tiny", 10, size).to(memory_format=torch.channels_last).eval()
@@ -382,9 +387,14 @@ def test_export_to_safetensors_holds_the_same_weights(exported, monkeypatch, cap
 
 
 def test_export_to_onnx_computes_the_same(exported, monkeypatch, capsys):
+    onnx = pytest.importorskip("onnx")
     reference = pytest.importorskip("onnx.reference")
     hide(monkeypatch, "safetensors")
     checkpoints.run_export("last.pt")
+    (images,) = onnx.load("last.onnx").graph.input
+    batch, *rest = images.type.tensor_type.shape.dim
+    assert batch.dim_param == "B"  # of any length
+    assert [length.dim_value for length in rest] == [3, 32, 32]
     session = reference.ReferenceEvaluator("last.onnx")
     for x in (X, X[:1]):
         (logits,) = session.run(["logits"], {"x": x.contiguous().numpy()})

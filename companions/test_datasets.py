@@ -488,6 +488,13 @@ def test_missing_data_end_the_command_line_with_code_two(tmp_path, monkeypatch, 
     assert one_line(err)
 
 
+def test_an_error_of_many_lines_is_told_in_one():
+    with pytest.raises(I.InfoardError) as error:
+        with datasets.told_in_one_line("cifar10", Path("void"), "put it there"):
+            raise RuntimeError("first\n  second\n")
+    assert str(error.value) == "no usable cifar10 in void (first second): put it there"
+
+
 def test_files_arrive_whole_or_not_at_all(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a").write_text("old")

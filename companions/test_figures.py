@@ -223,6 +223,15 @@ def test_a_sheet_shows_the_attack_within_its_radius():
     assert (sheet_of(student, eps=0.0)["perturbation"] == 0.5).all()
 
 
+def test_a_sheet_is_attacked_in_20_steps_of_a_quarter_of_the_radius():
+    student = I.build_model("tiny").eval()
+    made = figures.sheet(run_of(student), images(5), torch.arange(5))
+    x = made["columns"]["clean"].movedim(3, 1)
+    y = torch.tensor([int(label[5]) for label in made["labels"]])  # class3
+    x_adv = I.pgd_ce(student, x, y, eps=8 / 255, alpha=2 / 255, steps=20, init="none")
+    near(made["columns"]["attacked"], x_adv.movedim(1, 3), 1e-6)
+
+
 def test_a_sheet_shows_regenerated_images_if_there_are_any():
     student = I.build_model("tiny").eval()
     student.regenerated = lambda x: 1 - x
@@ -291,6 +300,22 @@ def test_figures_need_a_finished_run(tmp_path, capsys):
     assert I.main(["figures", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "holds no finished run" in error and error.count("\n") == 1
+
+
+def test_accuracy_over_eps_is_of_the_radii_named(monkeypatch):
+    tried = []
+
+    def attack(net, x, y, eps, generator):
+        tried.append(eps)
+        return x
+
+    monkeypatch.setattr(I, "pgd_sat", attack)
+    student = I.build_model("tiny").eval()
+    x = images(10)
+    right = I.predict(student, x).argmax(1)
+    found = figures.accuracy_over_eps(run_of(student), x, right)
+    assert found == {str(radius): 100.0 for radius in figures.RADII}
+    assert tried == [radius / 255 for radius in figures.RADII]
 
 
 def test_a_finished_run_holds_its_accuracy_over_eps(done):

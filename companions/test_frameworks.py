@@ -228,6 +228,8 @@ def test_saad_looks_most_where_the_teacher_is_least_sure(seed, b):
     near(rest.max(), 1.0)
     near(rest.min(), 0.0)
     assert torch.equal(h.argsort(), rest.argsort(descending=True))
+    h, rest = frameworks.saad_weights(torch.zeros(b, K))  # of no opinion at all
+    assert (h == 0).all() and (rest == 1).all()
 
 
 @given(problems(F64), seeds)

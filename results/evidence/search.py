@@ -20,7 +20,6 @@ What is tried (nothing: ''), each with its weight or value:
     clean       MIM looks at S(x), not S(x')
     both        MIM looks at T(x'), not T(x)
     grow, fall  InfoARD's weights rise from 0 or fall to 0 along a line
-    wide        so many dimensions of the critics
 
     1  what is tried     2  a run     3  tables     4  command line
 """
@@ -42,6 +41,8 @@ import infoard as I
 from companions import cli, tables
 
 # ==== 1. What is tried ============================================================================
+
+KNOWN = "label lack resp dec decc sharp fix aim climb ramp clean both grow fall".split()
 
 
 def swapped(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -192,10 +193,8 @@ def search(name: str, tried_text: str, options: list[str]) -> None:
     tried = {}
     for pair in tried_text.split():
         key, value = pair.split("=")
-        tried[key] = float(value)
+        tried[I.lookup(KNOWN, key, "trial")] = float(value)
     cfg = I.Config(**cli.parse("train", options)).resolved()
-    if "wide" in tried:
-        cfg = replace(cfg, critic_dim=int(tried["wide"]))
     out = Path(f"runs/search/{name}/s{cfg.seed}.json")
     I.require(not out.exists(), f"{out} is there: another NAME or --seed")
 

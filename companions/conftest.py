@@ -1,0 +1,3 @@
+"""Fixtures that the tests of the companions share with those of infoard.py."""
+
+from test_infoard import desk, lab  # noqa: F401

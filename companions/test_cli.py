@@ -1,0 +1,387 @@
+"""What holds for cli.py: verbs and their options, evaluation of any checkpoint, and that every
+command on the pages is understood.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import infoard as I
+from companions import cli, recipes
+from test_infoard import error_of, own_file
+
+ROOT = Path(I.__file__).parent
+SETTINGS = [f for f in dataclasses.fields(I.Config) if f.name != "own"]
+
+
+# ==== 1. Verbs ====================================================================================
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        I.main([verb, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"infoard.py {verb}" in shown and len(shown) > 100
+
+
+def test_help_lists_the_verbs(capsys):
+    assert I.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("InfoARD: ")
+    listed = [line.split()[0] for line in shown.splitlines() if line.startswith("    ")]
+    assert listed[-len(cli.VERBS) :] == list(cli.VERBS)
+
+
+def test_help_tells_units_and_defaults(capsys):
+    with pytest.raises(SystemExit):
+        I.main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "default: 8/255" in shown and "default: 2/255" in shown
+    assert "--no-infoard" in shown and "{batchmean,mean}" in shown
+    for f in SETTINGS:
+        assert I.flag_of(f.name) in shown
+
+
+def test_without_a_verb_train_is_called(monkeypatch):
+    assert called(["--seed", "3"]) == called(["train", "--seed", "3"]) == [{"seed": 3}]
+    assert called([]) == [{}]
+
+
+def called(argv):
+    """With what the function of train is called by a command line."""
+    calls = []
+
+    def listen(cfg=None, **given):
+        calls.append(given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(I, "train", listen)
+        assert I.main(argv) == 0
+    return calls
+
+
+MISTAKES = [
+    (["trian"], "choose from train, eval"),
+    ([""], "choose from train, eval"),
+    (["train", "here"], "here"),
+    (["eval"], "CKPT"),
+    (["eval", "nowhere.pt"], "no checkpoint file at nowhere.pt"),
+    (["eval", "done"], "no checkpoint file at done"),
+    (["eval", "untrained.pt"], "--dataset"),
+    (["eval", "text.pt", "--dataset", "shapes"], "truncated"),
+    (["eval", "done/last.pt", "--attacks", "pgdd"], "choose from .*pgd"),
+    (["eval", "done/last.pt", "--lr", "0.1"], "unrecognized arguments: --lr 0.1"),
+    (["eval", "done/last.pt", "--eps", "2"], "8/255"),
+    (["eval", "three.pt", "--dataset", "shapes"], "3 classes, the data have 10"),
+    (["tables"], "DIR"),
+    (["tables", "nowhere"], "nowhere"),
+    (["tables", "done", "--lr", "0.1"], "unrecognized arguments: --lr 0.1"),
+    (["figures", "nowhere"], "nowhere"),
+    (["--framework", "rslad", "--slope", "1"], "unrecognized arguments: --slope 1"),
+]
+
+
+@pytest.mark.parametrize("argv, why", MISTAKES, ids=[" ".join(argv) for argv, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_exit_code_two(desk, argv, why, capsys):
+    with pytest.raises(AssertionError, match=why):
+        raise AssertionError(error_of(argv, capsys))
+
+
+def test_under_torchrun_a_mistake_names_its_rank(desk, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert I.main(["trian"]) == 2
+    assert capsys.readouterr().err.startswith("infoard: error (rank 1): unknown verb 'trian'")
+
+
+def test_without_progress_there_is_no_bar(monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "")  # to be put back
+    monkeypatch.delenv("TQDM_DISABLE")
+    called(["--progress"])
+    assert "TQDM_DISABLE" not in os.environ
+    called(["--no-progress"])
+    assert os.environ["TQDM_DISABLE"] == "1"
+
+
+# ==== 2. Options ==================================================================================
+
+
+def words_of(name, value):
+    """A setting as words of a command line."""
+    flag = I.flag_of(name)
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, str(value)]
+
+
+def values_of(f):
+    """Values that a setting can have."""
+    if f.name == "framework":
+        return st.sampled_from(["at", "trades", "rslad"])
+    if f.name == "schedule":
+        return st.sampled_from(["cosine", "30", "100,150"])
+    if f.metadata["choices"]:
+        return st.sampled_from(f.metadata["choices"])
+    if f.type is bool:
+        return st.booleans()
+    if f.type is float:
+        return st.floats(0.01, 0.99)
+    if f.type is int:
+        return st.integers(2, 9)
+    return st.text("ab_./:", min_size=1)
+
+
+@given(data=st.data())
+def test_every_setting_is_an_option_and_round_trips(data):
+    chosen = data.draw(st.lists(st.sampled_from(SETTINGS), unique_by=lambda f: f.name))
+    given = {f.name: data.draw(values_of(f), f.name) for f in chosen}
+    argv = [word for name, value in given.items() for word in words_of(name, value)]
+    assert cli.parse("train", argv) == given
+    assert I.Config(**given)
+
+
+def example_of(f):
+    """The words that give a setting some value."""
+    flag = I.flag_of(f.name)
+    if f.type is bool:
+        return [flag]
+    if f.metadata["choices"]:
+        return [flag, f.metadata["choices"][0]]
+    return [flag, "at" if f.name == "framework" else "1"]
+
+
+@pytest.mark.parametrize("verb", ["eval", "attention", "mi"])
+@pytest.mark.parametrize("f", SETTINGS, ids=lambda f: f.name)
+def test_a_verb_takes_the_options_that_it_uses_and_no_others(verb, f):
+    argv = ["net.pt", *example_of(f)]
+    if f.name in cli.get_verb(verb).takes:
+        assert f.name in cli.parse(verb, argv)
+    else:
+        with pytest.raises(I.InfoardError, match="unrecognized"):
+            cli.parse(verb, argv)
+
+
+def test_abbreviations_are_not_taken(desk, capsys):
+    assert "--resum" in error_of(["--resum"], capsys)
+
+
+def test_lite_is_a_set_of_options_that_others_win_over():
+    lite = cli.parse("train", ["--lite"])
+    assert lite == cli.parse("train", cli.LITE.split()) and len(lite) == 5
+    for argv in (["--steps", "7", "--lite"], ["--lite", "--steps", "7"]):
+        assert cli.parse("train", argv) == {**lite, "steps": 7}
+    assert I.Config(**lite).resolved().steps_lo == 1
+    assert I.Config().steps_lo == 0
+
+
+def hinge(step):
+    """A loss with settings of its own."""
+    return (step.cfg.own["slope"] - I.margin(step.s, step.y)).relu().mean()
+
+
+HINGE = I.Framework(hinge, options={"slope": (0.5, "how far"), "power": (2, "how often")})
+
+
+def test_a_framework_brings_options_of_its_own(capsys):
+    argv = ["--framework", f"{__name__}:HINGE"]
+    assert "own" not in cli.parse("train", argv)
+    given = cli.parse("train", [*argv, "--slope", "1/4", "--power", "3", "--lr", "0.2"])
+    assert given["own"] == {"slope": 0.25, "power": 3} and given["lr"] == 0.2
+    assert I.Config(**given).resolved().own == {"slope": 0.25, "power": 3}
+    given = cli.parse("train", [*argv, "--power", "3"])
+    assert I.Config(**given).resolved().own == {"slope": 0.5, "power": 3}
+    with pytest.raises(SystemExit):
+        I.main([*argv, "--help"])
+    assert "how far; default: 0.5" in capsys.readouterr().out
+
+
+def test_a_framework_may_be_named_in_one_word():
+    argv = [f"--framework={__name__}:HINGE", "--slope", "0.25"]
+    assert cli.parse("train", argv)["own"] == {"slope": 0.25}
+
+
+# ==== 3. Evaluation of any checkpoint =============================================================
+
+
+def evaluated(line):
+    """What `eval` keeps of a checkpoint."""
+    assert (
+        I.main(["eval", *line.split(), "--eval-subset", "40", "--device", "cpu", "--out", "e"]) == 0
+    )
+    return json.loads(Path("e/eval.json").read_text())
+
+
+def test_eval_of_a_checkpoint_repeats_its_results(desk, lab):
+    again = evaluated("done/last.pt --attacks clean,fgsm,pgd")
+    for name in (*I.METRICS, "ci95", "per_class", "n"):
+        assert again[name] == lab.results["last"][name], name
+    assert again["checkpoint"] == "done/last.pt"
+    assert again["settings"]["dataset"] == "shapes"
+
+
+@pytest.mark.parametrize("name", ["stranger.pt", "nets:good", "untrained.pt"])
+def test_eval_takes_a_strangers_net(desk, name, capsys):
+    result = evaluated(f"{name} --dataset shapes --attacks clean")
+    assert result["n"] == 40
+    shown = capsys.readouterr().out
+    assert f"{name}:  clean {result['clean']:.2f}" in shown
+    low, high = result["ci95"]["clean"]
+    assert f"95% intervals: clean {low}-{high}" in shown
+
+
+def test_eval_knows_the_l2_radius_and_another_net_to_attack(desk):
+    usual = evaluated("teacher.pt --attacks clean,fgsm,pgd_l2")
+    none = evaluated("teacher.pt --attacks clean,fgsm,pgd_l2 --eps-l2 0")
+    moved = evaluated("teacher.pt --attacks clean,fgsm,pgd_l2 --teacher-nat untrained.pt")
+    assert none["pgd_l2"] == none["clean"] > usual["pgd_l2"]
+    assert moved["clean"] == usual["clean"] and moved["fgsm"] > usual["fgsm"]
+
+
+def darken(model, x, y, *, eps, generator=None):
+    return (x - eps).clamp(0, 1)
+
+
+def test_eval_takes_attacks_of_anyones_own(desk):
+    result = evaluated(f"teacher.pt --attacks clean,{__name__}:darken --eps 64/255")
+    assert result["darken"] == result["worst"] <= result["clean"]
+    assert result["settings"]["eps"] == 64 / 255
+
+
+def test_a_checkpoint_says_its_data_and_radii_and_options_win(tmp_path):
+    path = str(tmp_path / "net.pt")
+    config = {"student": "tiny", "dataset": "svhn", "eps": 0.1, "lr": 0.3, "subset": 9}
+    torch.save({**own_file(I.tiny()), "config": config}, path)
+    assert cli.settings(path, {}) == {"dataset": "svhn", "eps": 0.1, "subset": 9}
+    assert cli.settings(path, {"eps": 0.2, "seed": 1}) == {
+        "dataset": "svhn",
+        "eps": 0.2,
+        "subset": 9,
+        "seed": 1,
+    }
+
+
+@pytest.mark.parametrize("config", ["a dataset", ["dataset"], {"dataset": "imagenet", "eps": "8"}])
+def test_settings_of_a_strangers_file_are_not_ours(config, tmp_path):
+    path = str(tmp_path / "net.pt")
+    torch.save({"model": I.tiny().state_dict(), "config": config}, path)
+    with pytest.raises(I.InfoardError, match="add --dataset"):
+        cli.settings(path, {})
+
+
+# ==== 4. Pages ====================================================================================
+
+PAGES = [ROOT / "README.md", ROOT / "companions/README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES += sorted(ROOT.glob("results/*/README.md"))
+
+
+def blocks_of(page, kind):
+    """The lines of the blocks of a kind on a page, of all together."""
+    found = []
+    inside = False
+    for line in page.read_text().splitlines():
+        if line.startswith("```"):
+            inside = line == f"```{kind}"
+        elif inside:
+            found.append(line)
+    return found
+
+
+def commands_of(page):
+    """The commands that a page shows, without their comments and variables of the environment."""
+    commands = [line.split("  #")[0].strip() for line in blocks_of(page, "bash")]
+    return [command.removeprefix("OMP_NUM_THREADS=1 ") for command in commands if command]
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands_of(page)))
+
+
+def check_settings(given):
+    """Whether settings, of a verb or a run, are such as a run can have."""
+    known = {f.name for f in dataclasses.fields(I.Config)}
+    cfg = I.Config(**{name: value for name, value in given.items() if name in known})
+    I.chosen_attacks(cfg.attacks)
+    if "," not in cfg.framework:  # bench takes a list
+        assert cfg.resolved()
+
+
+def check_infoard(words):
+    """Whether the command line understands the words after infoard.py."""
+    verb = "train"
+    if words and not words[0].startswith("-"):
+        verb, *words = words
+    if words not in (["--help"], ["--framework", "mine:MINE"]):  # that file is the reader's
+        check_settings(cli.parse(verb, words))
+
+
+def check_recipes(words):
+    """Whether recipes, called by hand or by reproduce.sh, understand these words."""
+    verb, *rest = words
+    assert verb in ("cells", "tables", "evidence", "lite")
+    if verb in ("cells", "tables"):
+        assert rest.pop(0) in recipes.SCALES
+    if rest[:1] == ["first"]:
+        rest.pop(0)
+    check_settings(cli.parse("train", rest))
+
+
+def check_reproduce(words):
+    """Whether the usage of reproduce.sh tells of these words."""
+    script = ROOT / words[0]
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    usage = [line for line in script.read_text().splitlines() if line.startswith("# bash ")]
+    assert any(line.startswith(f"# bash reproduce.sh {words[1]} ") for line in usage)
+    if words[1] not in ("demo", "test"):
+        check_recipes(words[1:])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_pages_is_understood(command):
+    program, *words = shlex.split(command)
+    if program == "torchrun":
+        words = words[words.index("infoard.py") :]
+    if program == "bash":
+        check_reproduce(words)
+    elif words[0] == "infoard.py":
+        check_infoard(words[1:])
+    elif words[:2] == ["-m", "companions.recipes"]:
+        check_recipes(words[2:])
+    elif words[0] == "results/evidence/search.py":
+        assert words[1] == "table" or cli.parse("train", words[3:])
+    else:
+        assert command == "python -m pip install -r requirements.txt"
+
+
+def test_the_pages_show_every_kind_of_command():
+    programs = {command.split()[0] for command in COMMANDS}
+    assert programs == {"bash", "python", "torchrun"}
+    assert len(COMMANDS) > 10
+
+
+def test_the_framework_that_the_pages_show_can_be_trained(desk):
+    (desk / "mine.py").write_text("\n".join(blocks_of(ROOT / "companions/README.md", "python")))
+    line = "--framework mine:MINE --teacher teacher.pt --epochs 1 --steps 1 --eval-subset 40"
+    assert I.main([*line.split(), "--attacks", "clean", "--no-figures", "--out", "r"]) == 0
+    settings = json.loads(Path("r/config.json").read_text())["settings"]
+    assert settings["framework"] == "mine:MINE" and settings["infoard"]
+
+
+def links_of(page):
+    """The files that a page links to."""
+    targets = [part.partition(")")[0] for part in page.read_text().split("](")[1:]]
+    files = [target.partition("#")[0] for target in targets if "://" not in target]
+    return [file for file in files if file]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_the_pages_lead_to_files(page):
+    for link in links_of(page):
+        assert (page.parent / link).exists(), link
