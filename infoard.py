@@ -42,7 +42,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -90,12 +90,15 @@ def resolve(table: dict, name: str, what: str):
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        return pkgutil.resolve_name(entry)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = pkgutil.resolve_name(entry)
+    except Exception as error:  # whatever foreign code raises
         missing = getattr(error, "name", None) or entry
         if isinstance(error, ImportError) and not entry.startswith(missing):
             raise  # a package that it needs: the command line says how to install it
         raise InfoardError(f"cannot import the {what} {entry}: {error}") from None
+    usable = callable(found) or is_dataclass(found)
+    require(usable, f"the {what} {entry} is a {type(found).__name__}, which cannot be called")
+    return found
 
 
 def has_companions() -> bool:
@@ -1104,8 +1107,6 @@ FRAMEWORKS = {
 def get_framework(name: str) -> Framework:
     """That of a name in FRAMEWORKS or of anyone's module:name; a bare function is wrapped."""
     found = resolve(FRAMEWORKS, name, "framework")
-    told = f"{name} is no framework: name a function of a Step, or a Framework"
-    require(isinstance(found, Framework) or callable(found), told)
     return found if isinstance(found, Framework) else Framework(found)
 
 
@@ -1206,8 +1207,13 @@ def build_model(name: str, classes: int | None = 10, size: int = 32, **options) 
     if ":" in name:
         factory = resolve({}, name, "net")
         takes = inspect.signature(factory).parameters.values()
-        told = any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in takes)
-        return factory(num_classes=classes) if told and classes else factory()
+        kinds = {p.kind for p in takes}
+        any_keyword = inspect.Parameter.VAR_KEYWORD in kinds
+        bare = inspect.Parameter.VAR_POSITIONAL in kinds  # a class without an __init__ of its own
+        told = (any_keyword and not bare) or any(p.name == "num_classes" for p in takes)
+        net = factory(num_classes=classes) if told and classes else factory()
+        require(isinstance(net, nn.Module), f"{name} gives a {type(net).__name__}, no nn.Module")
+        return net
     for suffix in WRAPPERS:
         if name.endswith(suffix):
             net = build_model(name.removesuffix(suffix), classes, size, **options)
@@ -1480,7 +1486,8 @@ def evaluate(
     ATTACKS; worst: all L-infinity ones that were run; worst_class: of it; ci95: Wilson's; warnings:
     of masked gradients. source: the net attacked in the model's place (AutoAttack: where right).
     """
-    in_box = len(x) and (x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1)
+    require(len(x), "evaluate needs at least one image")
+    in_box = x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1
     require(in_box, "evaluate needs images in [0, 1]: normalise inside the model")
     wanted = [name.strip() for name in attacks.split(",")]
     classes = classes or int(y.max()) + 1
@@ -1541,8 +1548,10 @@ def summary(right: dict[str, Tensor], y: Tensor, classes: int, far=0.0, outside=
             gap = result["pgd_sat"] - result[name]
             if gap >= 8:
                 warnings.append(f"{name} is {gap:.1f} points under PGD-20")
-    if "square" in right and percent((right["fab-t"] & ~right["square"])[right["clean"]]) > 1:
-        warnings.append("Square, which uses no gradients, beats APGD")
+    if "square" in right and right["clean"].any():
+        by_square = (right["fab-t"] & ~right["square"])[right["clean"]]
+        if percent(by_square) > 1:
+            warnings.append("Square, which uses no gradients, beats APGD")
     if far > 1:
         warnings.append(f"{far}% of the right ones survive eps = 64/255")
     shares = {name: right[name].double().mean().item() for name in names if name in right}
@@ -1902,8 +1911,10 @@ def same_settings(old: dict, cfg: Config) -> None:
     if not cfg.infoard:
         free += " asa lam_lo lam_hi steps_lo mim w_feat w_att w_rel tau"
     old = {**asdict(Config()), **old}  # what was no option then
-    old["own"] = {name: old.get(name, value) for name, value in cfg.own.items()} | old["own"]
-    for name, value in asdict(cfg).items():
+    for name, value in cfg.own.items():  # settings of the framework, which once stood beside them
+        old[name] = old["own"].get(name, old.get(name, value))
+    new = {name: value for name, value in asdict(cfg).items() if name != "own"} | cfg.own
+    for name, value in new.items():
         told = f"{cfg.out} was made with {flag_of(name)} {old[name]}, not {value}"
         require(name in free.split() or old[name] == value, f"{told}: choose another --out")
 
@@ -1914,7 +1925,7 @@ def check_possible(cfg: Config, device: torch.device) -> None:
     require(cfg.batch_size % ranks == 0, f"--batch-size must be a multiple of {ranks}, the ranks")
     require(not cfg.sync_bn or device.type == "cuda", "--sync-bn needs CUDA")
     chosen_attacks(cfg.attacks)
-    if "apgd" in cfg.attacks or "aa" in cfg.attacks:
+    if {"apgd", "aa"} & {name.strip() for name in cfg.attacks.split(",")}:
         importlib.import_module("pyautoattack")
     if cfg.figures and has_companions():
         importlib.import_module("matplotlib")
@@ -2024,6 +2035,8 @@ def make_parser(verb: str, text: str) -> argparse.ArgumentParser:
 def run_alone(argv: list[str]) -> None:
     """train() with the options of the command line, in one process."""
     require("LOCAL_RANK" not in os.environ, "many processes need companions/ beside this file")
+    if argv and not argv[0].startswith("-"):
+        raise InfoardError(f"the verb {argv[0]!r} needs companions/ beside this file")
     parser = make_parser("infoard.py", __doc__.partition("\n\n")[0])
     for f in fields(Config):
         if f.name != "own":

@@ -39,8 +39,10 @@ GROUPS = {  # the first option of each group of --help
 def settings(path: str, given: dict) -> dict:
     """The options given, on top of what a checkpoint says of its data."""
     saved = {}
-    if Path(path).exists():
-        saved = I.load_tensors(path).get("config", {})
+    if ":" not in path or Path(path).exists():
+        file = I.load_tensors(path)
+        if file.get("format") == "infoard-1":
+            saved = file["config"]
     wanted = ("dataset", "data_dir", "image_size", "eps", "eps_l2", "subset", "val_size")
     found = {name: saved[name] for name in wanted if name in saved}
     found.update(given)
@@ -121,10 +123,10 @@ def overview() -> str:
 
 def framework_options(argv: list[str]) -> dict:
     """The settings that only the framework named in argv has: {name: (default, help)}."""
-    if "--framework" not in argv[:-1]:
-        return {}
-    name = argv[argv.index("--framework") + 1]
-    if "," in name:  # a list, for bench
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--framework", nargs="?")
+    name = parser.parse_known_args(argv)[0].framework
+    if name is None or "," in name:  # bench takes a list
         return {}
     return I.get_framework(name).options
 
@@ -153,7 +155,7 @@ def parse(verb: str, argv: list[str]) -> dict:
     if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
         everything = [f.name for f in fields(I.Config) if f.name != "own"]
         add_options(parser, getattr(function, "takes", everything))
-        own = framework_options(argv)
+        own = getattr(function, "options", None) or framework_options(argv)
         group = parser.add_argument_group("of this framework alone")
         for name, (default, text) in own.items():
             kind = I.number if isinstance(default, float) else type(default)

@@ -258,13 +258,13 @@ def main() -> int:
     if not args.keep:
         shutil.rmtree(folder)
 
-    kept = found
+    same = [all(found.values())]  # none has failed
     if args.against:
         kept = json.loads(args.against.read_text())
-    names = found if args.only else kept | found
-    same = [report(name, kept.get(name, {}), found.get(name, {})) for name in names]
+        for name in found if args.only else kept | found:
+            same.append(report(name, kept.get(name, {}), found.get(name, {})))
     if "uninterrupted" in found and "resumed" in found:
-        same += [report("resumed as uninterrupted", found["uninterrupted"], found["resumed"])]
+        same.append(report("resumed = uninterrupted", found["uninterrupted"], found["resumed"]))
     return 0 if all(same) else 1
 
 
