@@ -39,7 +39,7 @@ cells() {  # needs no environment: the standard library alone
 
 case "${1:-}" in
     demo) setup; demo ;;
-    test) setup; shift; exec $PY -m pytest -q "$@" ;;
+    test) setup; shift; exec $PY -m pytest -q -n 2 "$@" ;;
     cells) shift; cells "$@" ;;
     tables) cells "${2:-}" > /dev/null; setup; exec $PY -m companions.recipes "$@" ;;
     evidence) setup; exec $PY -m companions.recipes "$@" ;;

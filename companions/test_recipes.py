@@ -747,7 +747,8 @@ def test_reproduce_hands_all_words_to_recipes(script, words):
 
 def test_reproduce_runs_the_tests(script):
     done, calls = script("test", "-k", "a or b")
-    assert done.returncode == 0 and calls == ["-m", "pytest", "-q", "-k", "a or b"]
+    assert done.returncode == 0 and calls[:2] == ["-m", "pytest"]
+    assert calls[-2:] == ["-k", "a or b"]
 
 
 def test_reproduce_demo_is_a_run_of_each_kind_and_their_table(script):
