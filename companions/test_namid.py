@@ -446,7 +446,7 @@ def test_runs_made_when_these_were_options_of_all_go_on():
     made = {**vars(cfg), **old}
     del made["own"]  # there was no such option
     I.same_settings(made, cfg)
-    with pytest.raises(I.InfoardError, match="made with --own .*choose another --out"):
+    with pytest.raises(I.InfoardError, match="made with --mi-lambda .*choose another --out"):
         I.same_settings({**made, "mi_lambda": 0.1}, cfg)
 
 
@@ -560,7 +560,7 @@ def measured_by_verb(tmp_path, monkeypatch, natural, adversarial):
     group.update({name: (0.5, 0.1) for name in namid.MEASURED})
     group.update({"N(x')-N(x)": natural, "A(x')-A(x)": adversarial})
     I.save(tmp_path / "results.json", {"findings": {"all": group}})
-    torch.save({"config": {"dataset": "shapes"}}, tmp_path / "c.pt")
+    torch.save({"format": "infoard-1", "config": {"dataset": "shapes"}}, tmp_path / "c.pt")
     seen = []
 
     def trained_estimators(cfg, path):
