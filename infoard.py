@@ -55,11 +55,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 # ==== 1. Notation and configuration ===============================================================
 # x [B,C,H,W] in [0,1] (normalisation lives inside the model), y [B], K classes
-# x' = x_adv, |x' - x|_inf <= eps; eps and alpha (the step; in section 6 a weight) in n/255
+# x' = x_adv, |x' - x|_inf <= eps; eps and alpha (the step; in section 6 a weight) are fractions of
+# the range [0,1], written n/255
 # S, T student and teacher, x -> logits [B,K]; s, t = S(x), T(x); maps {name: [B,C_l,H_l,W_l]}
 # scores [B,B]: row i the student on x'_i, column j the teacher on x_j; divergences, MI in nats
 
-ALL = slice(None)
+ALL = slice(None)  # all rows of a batch
 
 
 class InfoardError(ValueError):
@@ -271,15 +272,19 @@ class Config:
     def resolved(self) -> "Config":
         """The same with every None filled in: by the data, and by what the framework says of it."""
         framework = get_framework(self.framework)  # section 6
+        check_framework(framework)
         by_data = SHAPES_DEFAULTS if self.dataset == "shapes" else IMAGES_DEFAULTS
         fill = {"lam_hi": 1.5, "teacher_framework": "trades", **by_data, **framework.defaults}
         if self.teacher:
             del fill["teacher_arch"]  # the file says what it holds
         missing = {name: value for name, value in fill.items() if getattr(self, name) is None}
-        own = {name: default for name, (default, _) in framework.options.items()}
-        own.update(self.own)
+        unknown = ", ".join(self.own.keys() - framework.options.keys())
+        require(not unknown, f"the framework {self.framework} has no option {unknown}")
+        own = {name: default for name, (default, _) in framework.options.items()} | self.own
         cfg = replace(self, **missing, own=own, infoard=self.infoard and framework.infoard)
-        cfg = framework.settle(cfg) if framework.settle else cfg
+        if framework.settle:
+            cfg = framework.settle(cfg)
+            require(isinstance(cfg, Config), f"settle of {self.framework} must return the Config")
         require(cfg.steps_lo <= cfg.steps, f"--steps-lo must be at most --steps, {cfg.steps}")
         plain = "-plain" if framework.infoard and not cfg.infoard else ""
         names = f"{cfg.dataset}-{cfg.student}-{cfg.framework}".replace(":", ".")
@@ -366,7 +371,9 @@ def predict(model: Callable, x: Tensor) -> Tensor:
 def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
     """A number or [B] as [B,1,1,1], to be multiplied with x [B,C,H,W]."""
     if not isinstance(value, Tensor):
-        value = torch.full((1,), value, dtype=x.dtype, device=x.device)  # as_tensor would wait
+        value = torch.full(
+            (1,), value, dtype=x.dtype, device=x.device
+        )  # torch.as_tensor would wait
     value = value.to(x.device, x.dtype)
     return value.flatten().expand(len(x)).view(-1, *[1] * (x.dim() - 1))
 
@@ -528,9 +535,13 @@ def instance_strength(
         eps_i = eps (1 + ramp (lam_i - 1)),   alpha_i = alpha eps_i/eps,
         K_i = round(K_lo + (K - K_lo) u_i)
 
-    signal [B]: larger = attacked harder. threat: base eps and alpha, the most steps K. steps_lo:
-    K_lo, or 0 for no step schedule. uniform: the control of equal mean and cost.
+    signal [B]: larger = attacked harder. threat: base eps and alpha, the most steps K. ramp: how
+    much of this counts, 0 to 1. steps_lo: K_lo, or 0 for no step schedule. uniform: the control of
+    equal mean and cost.
     """
+    if not isinstance(threat.eps, Tensor):
+        told = f"eps must lie in [0, 1], got {threat.eps}: write 8/255 or 0.0314"
+        require(0 <= threat.eps <= 1, told)
     batch = len(signal)
     low, high = lam
     rank = signal.argsort(stable=True).argsort()
@@ -545,7 +556,9 @@ def instance_strength(
         ranks = range(batch) if batch > 1 else [0.5]
         by_rank = [int(steps_lo + slope * r + 0.5) for r in ranks]
         if uniform:
-            by_rank = [(sum(by_rank) + i) // batch for i in range(batch)]  # as even as can be
+            by_rank = [
+                (sum(by_rank) + i) // batch for i in range(batch)
+            ]  # they differ by one at most
         steps = torch.tensor(by_rank).to(signal.device, non_blocking=True)[rank]
         counts = active_counts(by_rank)
     return Threat(eps=threat.eps * scale, alpha=threat.alpha * scale, steps=steps, counts=counts)
@@ -819,8 +832,10 @@ class InfoARD(nn.Module):
         if self.asa == "teacher":
             signal = margin(as_float32(t).softmax(1), y)
         elif self.asa == "student":
+            require(s is not None, "--asa student needs the student's logits: strength(..., s=s)")
             signal = margin(as_float32(s).softmax(1), y)
         elif self.asa == "gap":
+            require(s is not None, "--asa gap needs the student's logits: strength(..., s=s)")
             signal = kl(t, s)
         elif self.asa == "shuffled":  # a control: the same radii, dealt out at random
             signal = torch.rand(len(y), generator=generator).to(y.device, non_blocking=True)
@@ -835,6 +850,7 @@ class InfoARD(nn.Module):
         s_maps, t_maps = s_maps or latest_s, t_maps or latest_t
         if not self.weights:
             return torch.zeros(())
+        require(s_maps and t_maps, "InfoARD.loss needs a pass of student and teacher before it")
         maps = [(s_maps[a], t_maps[b].detach()) for a, b in self.pairs]
         first = maps[0][0]
         if len(first) * world()[1] < 2:  # one image alone has no negatives
@@ -1000,7 +1016,9 @@ class Step:
         )
 
     def attack(self, objective: Callable, init: str = "uniform") -> None:
-        """Sets x_adv: the one pgd of all frameworks."""
+        """Sets x_adv: the one pgd of all frameworks, of objective(z, rows=ALL) [B] as in pgd."""
+        self.__dict__.pop("student_pass", None)  # passes on an earlier x_adv are made anew
+        self.__dict__.pop("t_adv", None)
         self.threat = self.strength()
         generator = self.generators.get("attack")
         with frozen_eval(self.student, self.teacher):
@@ -1012,6 +1030,7 @@ class Step:
         for name in framework.needs:
             self.needed(name)
         loss = framework.loss(self)
+        require(loss.dim() == 0, f"the loss of {self.cfg.framework} must be a scalar")
         if self.info and self.info.weights:
             loss = loss + self.info.loss(self.student_pass[1], self.teacher_pass[1])
             self.terms.update(self.info.terms)
@@ -1102,6 +1121,19 @@ FRAMEWORKS = {
     "mid": "companions.mid:MID",
     "mid_transfer": "companions.mid:MID_TRANSFER",
 }
+
+
+def check_framework(framework: Framework) -> None:
+    """One line for what a Framework says wrong of itself."""
+    known = [f.name for f in fields(Config)]
+    nets = isinstance(framework.needs, tuple) and {*framework.needs} <= {"teacher", "teacher_nat"}
+    require(nets, f"needs must be a tuple such as ('teacher',), not {framework.needs!r}")
+    strange = ", ".join(name for name in framework.defaults if name not in known)
+    require(not strange, f"defaults are those of Config, options are your own: {strange}")
+    for name, option in framework.options.items():
+        pair = isinstance(option, tuple) and len(option) == 2
+        require(pair, f"an option is a pair (default, help), not {name}: {option!r}")
+        require(name not in known, f"an option of your own cannot be called {name}")
 
 
 def get_framework(name: str) -> Framework:
@@ -1446,7 +1478,12 @@ def chosen_attacks(attacks: str) -> dict[str, Callable]:
     """{column: attack} of a list with commas; clean, apgd and aa, which are known too, apart."""
     known = {**dict.fromkeys(("clean", "pgd", "apgd", "aa")), **ATTACKS}
     names = [name.strip() for name in attacks.split(",")]
-    chosen = {name.rpartition(":")[2]: resolve(known, name, "attack") for name in names}
+    chosen = {}
+    for name in dict.fromkeys(names):
+        column = name.rpartition(":")[2]
+        taken = column in chosen or (":" in name and column in [*METRICS, *known])
+        require(not taken, f"--attacks {name}: another column is called {column}")
+        chosen[column] = resolve(known, name, "attack")
     if "pgd" in names:
         chosen.update(pgd_sat=pgd_sat, pgd_trades=pgd_trades)
     return {name: attack for name, attack in chosen.items() if attack}
@@ -1575,7 +1612,7 @@ def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int)
     print(f"teacher {name}: clean accuracy {accuracy} on {len(x)} test images{known}")
     told = f"teacher {name} has clean accuracy {accuracy}, chance is {100 / classes:.1f}"
     enough = accuracy > min(200 / classes, 50 + 50 / classes)
-    require(enough, f"{told}: wrong file, --teacher-norm or -epochs?")
+    require(enough, f"{told}: a wrong file or --teacher-norm, or too few --teacher-epochs")
 
 
 # ==== 10. Checkpoints and training ================================================================
@@ -1759,7 +1796,7 @@ def train_step(run: Run, rows: Tensor, share: float) -> None:
     means = {"loss": loss, **step.terms, "eps": step.threat.eps, "steps": step.threat.steps}
     for name, value in means.items():
         if not isinstance(value, Tensor):
-            value = torch.full((), value, device=run.device)  # as_tensor would wait
+            value = torch.full((), value, device=run.device)  # torch.as_tensor would wait
         total = value.detach().float().mean() * len(y)
         run.at.sums[name] = run.at.sums.get(name, 0) + total
 
@@ -1853,6 +1890,7 @@ def fit(run: Run, out: Path) -> None:
             save(out / "last.pt", run.state())
             save(out / "log.jsonl", "".join(json.dumps(r) + "\n" for r in at.history).encode())
             print(*(f"{k} {v:.4g}" for k, v in row.items()), sep="  ", flush=True)
+        check_in(run, out, caught)  # a signal during the last validation
 
 
 def test_images(data: Data, n: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -2041,7 +2079,10 @@ def run_alone(argv: list[str]) -> None:
     for f in fields(Config):
         if f.name != "own":
             add_option(parser, f)
-    train(**vars(parser.parse_args(argv)))
+    given = vars(parser.parse_args(argv))
+    if not given.get("progress", True):
+        os.environ["TQDM_DISABLE"] = "1"
+    train(**given)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@
 #                                   GPU), paper (published settings); more options go to every run
 # bash reproduce.sh cells SCALE     the same runs as lines of options, to choose from
 # bash reproduce.sh evidence        set up, then the runs of results/evidence: every framework, parts and
-#                                   controls, teachers; two cores, 4.5 hours; `evidence first`:
+#                                   controls, teachers; two cores, six hours; `evidence first`:
 #                                   the longer runs of its first part
 # bash reproduce.sh lite            set up, then accuracy against time of steps and their schedules:
 #                                   two cores, 2 hours; more options go to every run

@@ -1728,6 +1728,60 @@ def test_what_cannot_be_imported_is_one_line(own, name, why, capsys):
     assert one_line(error)
 
 
+SLIPS = [  # what is said of a framework, and the words of the line that refuses it
+    ({"needs": "teacher"}, "tuple"),
+    ({"needs": ("teachers",)}, "tuple"),
+    ({"defaults": {"gamma": 0.5}}, "options are your own"),
+    ({"options": {"gamma": 0.7}}, "pair"),
+    ({"options": {"alpha": (0.7, "help")}}, "cannot be called alpha"),
+]
+
+
+@each("said, words", SLIPS)
+def test_a_framework_that_says_something_wrong_of_itself_is_refused(said, words):
+    with pytest.raises(I.InfoardError, match=words):
+        I.check_framework(I.Framework(I.at, **said))
+
+
+def test_an_option_that_the_framework_does_not_have_is_refused():
+    with pytest.raises(I.InfoardError, match="at has no option gama"):
+        I.Config(framework="at", own={"gama": 0.3}).resolved()
+
+
+def test_a_loss_of_each_sample_is_refused(monkeypatch):
+    def each_sample(step):
+        return F.cross_entropy(step.s, step.y, reduction="none")
+
+    monkeypatch.setitem(I.FRAMEWORKS, "each_sample", I.Framework(each_sample))
+    with pytest.raises(I.InfoardError, match="must be a scalar"):
+        make_step("each_sample", *pair()).loss()
+
+
+def test_a_second_attack_is_met_by_new_passes():
+    student, teacher, x, y = pair()
+    step = make_step("rslad", student, teacher, x, y)
+    step.attack(I.ce_objective(student, y))
+    first, first_t = step.s_adv, step.t_adv
+    step.attack(I.kl_objective(student, step.t), init="none")
+    near(step.s_adv, student(step.x_adv), 1e-5)  # float32, in train mode
+    assert not torch.equal(step.s_adv, first)
+    assert not torch.equal(step.t_adv, first_t)
+
+
+def test_radii_of_integers_are_refused():
+    with pytest.raises(I.InfoardError, match="write 8/255"):
+        I.instance_strength(torch.rand(4), threat=I.Threat(eps=8.0))
+
+
+def test_infoard_says_which_pass_it_misses():
+    student, teacher, x, y = pair()
+    with pytest.raises(I.InfoardError, match="needs a pass"):
+        make_info(student, teacher).loss()
+    for asa in ("gap", "student"):
+        with pytest.raises(I.InfoardError, match="student's logits"):
+            make_info(student, teacher, asa=asa).strength(teacher(x), y)
+
+
 @each("name", ["own:number", "own:"])
 def test_what_is_no_framework_is_refused_before_any_work(own, name):
     with pytest.raises(I.InfoardError, match="framework"):
@@ -3912,6 +3966,29 @@ def test_radius_is_a_fraction_or_a_number():
         I.number("eight")
 
 
+def test_a_signal_during_the_last_validation_stops_the_run(tmp_path, monkeypatch):
+    validate = I.validate
+
+    def killed(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(run)
+
+    settings = {"framework": "natural", "epochs": 1}
+    monkeypatch.setattr(I, "validate", killed)
+    with pytest.raises(SystemExit):
+        run(tmp_path, **settings)
+    assert not (tmp_path / "results.json").exists()
+    monkeypatch.setattr(I, "validate", validate)
+    run(tmp_path, resume=True, **settings)
+    assert (tmp_path / "results.json").exists()
+
+
+@each("attacks", ["clean,mine:clean", "clean,fgsm,mine:fgsm", "clean,mine:worst"])
+def test_an_attack_of_anyones_own_takes_no_other_column(attacks):
+    with pytest.raises(I.InfoardError, match="another column"):
+        I.chosen_attacks(attacks)
+
+
 # ==== 17. infoard.py alone ========================================================================
 
 
@@ -4019,7 +4096,7 @@ def test_files_are_as_the_formatter_makes_them(rules):
 
 
 def test_infoard_does_not_grow():
-    assert len(Path(I.__file__).read_text().splitlines()) <= 2_080
+    assert len(Path(I.__file__).read_text().splitlines()) <= 2_120
 
 
 def test_no_line_moves_things_to_cuda_by_name():

@@ -159,7 +159,7 @@ def parse(verb: str, argv: list[str]) -> dict:
         group = parser.add_argument_group("of this framework alone")
         for name, (default, text) in own.items():
             kind = I.number if isinstance(default, float) else type(default)
-            told = f"{text}; default: {default}"
+            told = f"{text}; default: {default}".replace("%", "%%")
             group.add_argument(I.flag_of(name), type=kind, help=told)
     if verb == "train":
         parser.add_argument("--lite", action="store_true", help=f"for small machines: {LITE}")
