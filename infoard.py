@@ -539,9 +539,6 @@ def instance_strength(
     much of this counts, 0 to 1. steps_lo: K_lo, or 0 for no step schedule. uniform: the control of
     equal mean and cost.
     """
-    if not isinstance(threat.eps, Tensor):
-        told = f"eps must lie in [0, 1], got {threat.eps}: write 8/255 or 0.0314"
-        require(0 <= threat.eps <= 1, told)
     batch = len(signal)
     low, high = lam
     rank = signal.argsort(stable=True).argsort()
@@ -827,6 +824,8 @@ class InfoARD(nn.Module):
     ) -> Threat:
         """ASA: threat with eps, alpha (and steps) per instance, from logits t, s [B,K] on x."""
         threat = threat or Threat()
+        told = f"eps must lie in [0, 1], got {threat.eps}: write 8/255 or 0.0314"
+        require(isinstance(threat.eps, Tensor) or 0 <= threat.eps <= 1, told)
         if self.asa == "off":
             return threat
         if self.asa == "teacher":
