@@ -17,7 +17,7 @@ keeps the student informative about the teacher's features (and, if asked to, at
 
 Of InfoARD only the abstract is public: the rank rule of section 3 and the critics and terms of
 section 5 are our reconstruction. What stands beside the method is in companions/ (more frameworks,
-attacks, data sets, other people's checkpoints, tables, figures); this file does without them.
+attacks, data sets, nets, `eval`, tables, figures); on the built-in data this file does without.
 
 [InfoARD] Liu et al., IEEE TIP 2025, doi 10.1109/TIP.2025.3637689     [AA] AutoAttack, 2003.01690
 [Madry] PGD, 1706.06083   [TRADES] 1901.08573   [ARD] 1905.09747   [RSLAD] 2108.07969
