@@ -244,6 +244,7 @@ class Config:
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps")
     amp: str = opt("auto", "half precision; auto: bf16 if in hardware", "auto bf16 fp16 off")
     compile: bool = opt(False, "torch.compile the student")
+    fast: bool = opt(True, "in half precision: fold batch norm in attacks, replay steps on CUDA")
     sync_bn: bool = opt(False, "batch norm over all ranks' images, not each rank's own (CUDA)")
     attacks: str = opt("clean,fgsm,pgd,cw,apgd", "a list with commas: these, aa, any of ATTACKS")
     eps_l2: float = opt(0.5, "L2 radius of the attacks that have one", low=0)
@@ -556,8 +557,8 @@ def instance_strength(
             by_rank = [
                 (sum(by_rank) + i) // batch for i in range(batch)
             ]  # they differ by one at most
-        steps = torch.tensor(by_rank).to(signal.device, non_blocking=True)[rank]
         counts = active_counts(by_rank)
+        steps = sum(rank >= batch - n for n in counts)  # no copy from the host: the k-th step
     return Threat(eps=threat.eps * scale, alpha=threat.alpha * scale, steps=steps, counts=counts)
 
 
@@ -955,6 +956,7 @@ class Step:
     progress: float = 0.0
     memory: dict = field(default_factory=dict)
     terms: dict = field(default_factory=dict)
+    frozen: Callable | None = None  # around attacks, for frozen_eval: a faster one
 
     def __post_init__(self):
         self.x_adv = self.x
@@ -1020,7 +1022,8 @@ class Step:
         self.__dict__.pop("t_adv", None)
         self.threat = self.strength()
         generator = self.generators.get("attack")
-        with frozen_eval(self.student, self.teacher):
+        frozen = self.frozen or frozen_eval
+        with frozen(self.student, self.teacher):
             self.x_adv = pgd(objective, self.x, init=init, generator=generator, **vars(self.threat))
 
     def loss(self) -> Tensor:
@@ -1043,8 +1046,10 @@ class Framework:
     needs: the nets it asks for, of teacher and teacher_nat. defaults: what None means in Config.
     options: settings of its own, {name: (default, help)}, read as step.cfg.own[name]. infoard:
     whether InfoARD can be added. best_by: the column of the log that chooses `best`, or "epoch" for
-    the last. settle(cfg): the settings it runs with, or an InfoardError. prepare(student, nets,
-    cfg, classes): the net to train; it may put nets of its own into the dict nets["more"].
+    the last. static: whether all steps are the same operations (no step.memory, no number that
+    changes but step.progress), so that CUDA can replay one. settle(cfg): the settings it runs with,
+    or an InfoardError. prepare(student, nets, cfg, classes): the net to train; it may put nets of
+    its own into the dict nets["more"].
     """
 
     loss: Callable
@@ -1053,6 +1058,7 @@ class Framework:
     options: dict = field(default_factory=dict)
     infoard: bool = True
     best_by: str = "val_pgd"
+    static: bool = False
     settle: Callable | None = None
     prepare: Callable | None = None
 
@@ -1103,13 +1109,17 @@ def adaad(step: Step) -> Tensor:
 
 
 FRAMEWORKS = {
-    "natural": Framework(natural, infoard=False, best_by="val_clean"),
-    "at": Framework(at),
-    "trades": Framework(trades, defaults={"beta": 6.0}),
-    "ard": Framework(ard, needs=("teacher",), defaults={"alpha": 1.0, "temperature": 30.0}),
-    "rslad": Framework(rslad, needs=("teacher",), defaults={"alpha": 5 / 6}),
+    "natural": Framework(natural, infoard=False, best_by="val_clean", static=True),
+    "at": Framework(at, static=True),
+    "trades": Framework(trades, defaults={"beta": 6.0}, static=True),
+    "ard": Framework(
+        ard, needs=("teacher",), defaults={"alpha": 1.0, "temperature": 30.0}, static=True
+    ),
+    "rslad": Framework(rslad, needs=("teacher",), defaults={"alpha": 5 / 6}, static=True),
     "iad": "companions.frameworks:IAD",
-    "adaad": Framework(adaad, needs=("teacher",), defaults={"alpha": 1.0, "lam_hi": 2.0}),
+    "adaad": Framework(
+        adaad, needs=("teacher",), defaults={"alpha": 1.0, "lam_hi": 2.0}, static=True
+    ),
     "mtard": "companions.frameworks:MTARD",
     "igdm": "companions.frameworks:IGDM",
     "saad": "companions.frameworks:SAAD",
@@ -1707,6 +1717,7 @@ class Run:
         self.objective = Objective(learners)
         if self.ranks > 1:
             self.objective = DistributedDataParallel(self.objective)
+        self.frozen, self.learn = None, partial(learn, self)
 
         seed = cfg.seed + 1_000_003 * self.rank  # attack starts of their own
         attack = torch.Generator(device).manual_seed(seed)
@@ -1717,6 +1728,8 @@ class Run:
         room = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0
         self.x = data.x_train.to(device) if data.x_train.nbytes < room else data.x_train
         self.at = Progress(order=self.train)
+        if cfg.fast and dtype and has_companions():
+            resolve({}, "companions.fast:speed_up", "fast step")(self, dtype)
 
     def make_student(self) -> nn.Module:
         cfg, classes = self.cfg, len(self.data.classes)
@@ -1776,28 +1789,37 @@ def draw(run: Run, rows: Tensor) -> tuple[Tensor, Tensor]:
     return to_float(x, run.device), y
 
 
-def train_step(run: Run, rows: Tensor, share: float) -> None:
-    """One batch: draw, attack, loss, SGD, sums of the log; no number is read from the device."""
-    x, y = draw(run, rows)
-    for group in run.optimizer.param_groups:
-        group["lr"] = run.cfg.lr_at(share)
-    run.student.train()
+def learn(run: Run, x: Tensor, y: Tensor, share: float | Tensor) -> dict[str, Tensor]:
+    """Attack, loss, gradients and SGD on one batch; gives the log's means. Nothing is read from the
+    device. share: of the training done.
+    """
     about = {"cfg": run.cfg, "info": run.info, "progress": share, "memory": run.at.memory}
-    about.update(generators=run.generators, **run.nets)
+    about.update(generators=run.generators, frozen=run.frozen, **run.nets)
     with run.autocast():
         loss, step = run.objective(student=run.forward, x=x, y=y, **about)
     run.optimizer.zero_grad()
     run.scaler.scale(loss).backward()
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    if "ema" in run.parts:
-        run.parts["ema"].update_parameters(run.student)
     means = {"loss": loss, **step.terms, "eps": step.threat.eps, "steps": step.threat.steps}
     for name, value in means.items():
         if not isinstance(value, Tensor):
             value = torch.full((), value, device=run.device)  # torch.as_tensor would wait
-        total = value.detach().float().mean() * len(y)
-        run.at.sums[name] = run.at.sums.get(name, 0) + total
+        means[name] = value.detach().float().mean()
+    return means
+
+
+def train_step(run: Run, rows: Tensor, share: float) -> None:
+    """One batch: draw, learn, average, sums of the log; no number is read from the device."""
+    x, y = draw(run, rows)
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.cfg.lr_at(share)
+    run.student.train()
+    means = run.learn(x, y, share)
+    if "ema" in run.parts:
+        run.parts["ema"].update_parameters(run.student)
+    for name, value in means.items():
+        run.at.sums[name] = run.at.sums.get(name, 0) + value * len(y)
 
 
 def validate(run: Run) -> dict:
@@ -1944,7 +1966,7 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
 def same_settings(old: dict, cfg: Config) -> None:
     """One line, if a run was begun with other settings than these (its machine and files apart)."""
     free = "device out resume figures progress attacks eval_subset eval_batch data_dir download"
-    free += " compile transfer"
+    free += " compile fast transfer"
     if not cfg.infoard:
         free += " asa lam_lo lam_hi steps_lo mim w_feat w_att w_rel tau"
     old = {**asdict(Config()), **old}  # what was no option then

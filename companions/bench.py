@@ -19,6 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -207,13 +208,14 @@ def kinds_of_step(cfg: I.Config) -> dict[str, Kind]:
 
 
 def kinds_without(cfg: I.Config) -> dict[str, Kind]:
-    """{name: kind} that effects times: plain with one thing taken away, or compiled."""
+    """{name: kind} that effects times: plain with something taken away, or compiled."""
     plain = replace(cfg, infoard=False, steps_lo=0)
     return {
         "ordinary": Kind(replace(plain, amp="off", compile=False), nchw=True, unfrozen=True),
         "plain": Kind(plain),
         "fp32": Kind(replace(plain, amp="off")),
-        "unfrozen": Kind(plain, unfrozen=True),
+        "eager": Kind(replace(plain, fast=False)),
+        "unfrozen": Kind(replace(plain, fast=False), unfrozen=True),
         "nchw": Kind(plain, nchw=True),
         "compiled": Kind(replace(plain, compile=True)),
     }
@@ -283,11 +285,12 @@ class Bench:
         """The operations of a step (flops), and the MiB that it holds at most beyond what stays: of
         tensors on a CPU, whose libraries take more for themselves, of the allocator on CUDA.
         """
-        forward = self.run.forward
-        self.run.forward = self.run.student  # compiled code is no sequence of torch's operations
+        forward, learn = self.run.forward, self.run.learn
+        self.run.forward = self.run.student  # compiled code is no sequence of torch's operations,
+        self.run.learn = partial(I.learn, self.run)  # nor is a CUDA graph
         with Counter() as counter:
             self.step()
-        self.run.forward = forward
+        self.run.forward, self.run.learn = forward, learn
         held = counter.peak
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -336,7 +339,8 @@ def measured(
     """{name: what a step of this kind costs}. peaks, by precision: filled where it is not yet."""
     benches = {name: Bench(kind, teacher, data, device) for name, kind in kinds.items()}
     for bench in benches.values():
-        bench.step()  # the first is slow
+        for _ in range(5 if device.type == "cuda" else 1):  # the first are slow, the fourth records
+            bench.step()
     rows = {name: bench.count() for name, bench in benches.items()}
     time_in_turn(list(benches.values()), rounds)
 

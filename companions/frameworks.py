@@ -220,5 +220,5 @@ def saad(step: I.Step) -> Tensor:
 
 IAD = I.Framework(iad, needs=("teacher",), defaults={"beta": 0.1, "temperature": 1.0})
 MTARD = I.Framework(mtard, needs=("teacher", "teacher_nat"))
-IGDM = I.Framework(igdm, needs=("teacher",), defaults={"alpha": 1.0, "lam_hi": 2.0})
-SAAD = I.Framework(saad, needs=("teacher",), defaults={"alpha": 1.0, "beta": 0.0})
+IGDM = I.Framework(igdm, needs=("teacher",), defaults={"alpha": 1.0, "lam_hi": 2.0}, static=True)
+SAAD = I.Framework(saad, needs=("teacher",), defaults={"alpha": 1.0, "beta": 0.0}, static=True)
