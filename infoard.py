@@ -369,13 +369,11 @@ def predict(model: Callable, x: Tensor) -> Tensor:
 
 
 def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
-    """A number or [B] as [B,1,1,1], to be multiplied with x [B,C,H,W]."""
-    if not isinstance(value, Tensor):
-        value = torch.full(
-            (1,), value, dtype=x.dtype, device=x.device
-        )  # torch.as_tensor would wait
-    value = value.to(x.device, x.dtype)
-    return value.flatten().expand(len(x)).view(-1, *[1] * (x.dim() - 1))
+    """A number, [B] or [B,1,1,1] as [B,1,1,1], to be multiplied with x [B,C,H,W]."""
+    if isinstance(value, Tensor):
+        value = value.to(x.device, x.dtype).flatten()
+    value = x.new_zeros(len(x)) + value  # to make a tensor of a number would wait for the device
+    return value.view(-1, *[1] * (x.dim() - 1))
 
 
 def sample_norm(v: Tensor, p: int = 2) -> Tensor:
@@ -387,6 +385,7 @@ def project(z: Tensor, x: Tensor, eps: Tensor, norm: str = "linf") -> Tensor:
     """z onto the ball |z - x| <= eps and the box [0,1]."""
     if norm == "linf":
         return z.clamp((x - eps).clamp(0, 1), (x + eps).clamp(0, 1))
+    require(norm == "l2", f"unknown norm {norm!r} (choose from linf, l2)")
     shrink = (eps / sample_norm(z - x)).clamp(max=1)
     return (x + (z - x) * shrink).clamp(0, 1)  # the box only moves z towards x
 
@@ -395,12 +394,12 @@ def starting_point(x: Tensor, eps: Tensor, init: str | Tensor, generator=None) -
     """Where an attack begins: uniform [Madry], normal [TRADES], none (x itself) or a given x'."""
     if isinstance(init, Tensor):
         return init
-    lookup(("uniform", "normal", "none"), init, "attack start")
     noise = torch.zeros(x.shape, dtype=x.dtype, device=x.device)  # in one order for all layouts
     if init == "uniform":
         return x + eps * noise.uniform_(-1, 1, generator=generator)
     if init == "normal":
         return x + 0.001 * noise.normal_(generator=generator)
+    require(init == "none", f"unknown attack start {init!r} (choose from uniform, normal, none)")
     return x
 
 
@@ -409,16 +408,14 @@ def active_counts(steps: list[int]) -> tuple[int, ...]:
     return tuple(sum(k > t for k in steps) for t in range(max(steps)))
 
 
-def active_rows(steps: int | Tensor, counts: tuple[int, ...] | None, x: Tensor) -> list:
+def active_rows(steps: int | Tensor, counts: tuple[int, ...] | None, batch: int) -> list:
     """For each attack step the samples that take it: ALL, or the indices [n_t] of some."""
     if not isinstance(steps, Tensor):
         require(steps >= 0, f"steps must not be negative, got {steps}")
         return [ALL] * steps
-    require(steps.shape == (len(x),), f"steps must be an int or of shape [{len(x)}]")
-    if counts is None:
-        counts = active_counts(steps.tolist())
-    order = steps.to(x.device).argsort(descending=True, stable=True)
-    return [order[:n] for n in counts]
+    require(steps.shape == (batch,), f"steps must be an int or of shape [{batch}]")
+    order = steps.argsort(descending=True, stable=True)
+    return [order[:n] for n in counts or active_counts(steps.tolist())]
 
 
 def pgd(
@@ -443,13 +440,12 @@ def pgd(
     samples that have steps to go: it must index its labels with rows. frozen_eval(model) around the
     call keeps batch norm as it is and builds no weight gradients.
     """
-    lookup(("linf", "l2"), norm, "norm")
-    if norm == "linf" and not isinstance(eps, Tensor):
-        require(0 <= eps <= 1, f"eps must lie in [0, 1], got {eps}: write 8/255 or 0.0314")
+    in_range = norm == "l2" or isinstance(eps, Tensor) or 0 <= eps <= 1
+    require(in_range, f"eps must lie in [0, 1], got {eps}: write 8/255 or 0.0314")
     eps, alpha = per_sample(eps, x), per_sample(alpha, x)
     x_adv = project(starting_point(x, eps, init, generator), x, eps, norm)
     velocity = torch.zeros_like(x)
-    for rows in active_rows(steps, counts, x):
+    for rows in active_rows(steps, counts, len(x)):
         z = x_adv[rows].detach().requires_grad_()
         with torch.enable_grad():
             value = objective(z) if rows is ALL else objective(z, rows)
@@ -539,23 +535,19 @@ def instance_strength(
     much of this counts, 0 to 1. steps_lo: K_lo, or 0 for no step schedule. uniform: the control of
     equal mean and cost.
     """
-    batch = len(signal)
-    low, high = lam
+    batch, (low, high) = len(signal), lam
     rank = signal.argsort(stable=True).argsort()
-    if uniform or batch == 1:
-        u = torch.full((batch,), 0.5, device=signal.device)
-    else:
-        u = rank / (batch - 1)
+    u = rank / (batch - 1) if batch > 1 else rank + 0.5
+    if uniform:
+        u = torch.full_like(u, 0.5)
     scale = 1 + ramp * (low + (high - low) * u - 1)
     steps, counts = threat.steps, None
     if steps_lo and steps_lo != threat.steps:
         slope = (threat.steps - steps_lo) / max(batch - 1, 1)
         ranks = range(batch) if batch > 1 else [0.5]
         by_rank = [int(steps_lo + slope * r + 0.5) for r in ranks]
-        if uniform:
-            by_rank = [
-                (sum(by_rank) + i) // batch for i in range(batch)
-            ]  # they differ by one at most
+        if uniform:  # they differ by one at most
+            by_rank = [(sum(by_rank) + i) // batch for i in range(batch)]
         steps = torch.tensor(by_rank).to(signal.device, non_blocking=True)[rank]
         counts = active_counts(by_rank)
     return Threat(eps=threat.eps * scale, alpha=threat.alpha * scale, steps=steps, counts=counts)
