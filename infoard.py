@@ -315,10 +315,7 @@ def as_float32(x: Tensor) -> Tensor:
 
 
 def kl(p_logits: Tensor, q_logits: Tensor, tau: float = 1.0) -> Tensor:
-    """KL(p || q) = sum_k p_k (log p_k - log q_k) in nats, [B,K], [B,K] -> [B]; mean: "batchmean".
-
-    p = softmax(p_logits/tau), q = softmax(q_logits/tau)
-    """
+    """KL(p||q) = sum_k p_k log(p_k/q_k) in nats, p, q = softmax(logits/tau): [B,K] twice -> [B]."""
     log_p = F.log_softmax(as_float32(p_logits) / tau, dim=1)
     log_q = F.log_softmax(as_float32(q_logits) / tau, dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
@@ -353,18 +350,17 @@ def frozen_eval(*models) -> Iterator[None]:
     nets = [model for model in models if isinstance(model, nn.Module)]
     modes = [m for net in nets for m in net.modules() if m.training]
     needs = [p for net in nets for p in net.parameters() if p.requires_grad]
-
-    def switch(on: bool) -> None:
-        for m in modes:
-            m.training = on
-        for p in needs:
-            p.requires_grad_(on)
-
     try:
-        switch(False)
+        for m in modes:
+            m.training = False
+        for p in needs:
+            p.requires_grad_(False)
         yield
     finally:
-        switch(True)
+        for m in modes:
+            m.training = True
+        for p in needs:
+            p.requires_grad_(True)
 
 
 def predict(model: Callable, x: Tensor) -> Tensor:
@@ -1094,9 +1090,8 @@ def adaad(step: Step) -> Tensor:
     # differs: released code divides KL by K on CIFAR-10 and always passes x too (batch norm)
     step.attack(teacher_student_objective(step.student, step.teacher), init="normal")
     alpha, t_adv, s_adv = step.cfg.alpha, step.t_adv, step.s_adv
-    if alpha == 1:
-        return adaad_loss(None, s_adv, None, t_adv, alpha, step.mean_kl)
-    return adaad_loss(step.s, s_adv, step.t, t_adv, alpha, step.mean_kl)
+    s, t = (None, None) if alpha == 1 else (step.s, step.t)  # no pass that counts for nothing
+    return adaad_loss(s, s_adv, t, t_adv, alpha, step.mean_kl)
 
 
 FRAMEWORKS = {
@@ -1188,9 +1183,8 @@ def resnet(classes: int = 10, size: int = 32, blocks=(2, 2, 2, 2)) -> nn.Sequent
     """ResNet with as many basic blocks in its four stages."""
     layers = {"bn1": nn.BatchNorm2d(64), "relu": nn.ReLU()}
     for i, n in enumerate(blocks):
-        layers[f"layer{i + 1}"] = stage(
-            BasicBlock, max(64, 32 << i), 64 << i, n, 1 if i == 0 else 2
-        )
+        stride = 1 if i == 0 else 2
+        layers[f"layer{i + 1}"] = stage(BasicBlock, max(64, 32 << i), 64 << i, n, stride)
     return in_a_row(size, conv(3, 64), layers, nn.Linear(512, classes))
 
 
@@ -1200,9 +1194,8 @@ def tiny(classes: int = 10, size: int = 32, width: int = 16) -> nn.Sequential:
     layers = {"bn1": nn.BatchNorm2d(width), "relu": nn.ReLU()}
     for i, stride in ((1, 2), (2, 2), (3, 1)):
         c = width << i
-        layers[f"layer{i}"] = nn.Sequential(
-            conv(c // 2, c, 3, stride), nn.BatchNorm2d(c), nn.ReLU()
-        )
+        block = [conv(c // 2, c, 3, stride), nn.BatchNorm2d(c), nn.ReLU()]
+        layers[f"layer{i}"] = nn.Sequential(*block)
     return in_a_row(size, conv1, layers, nn.Linear(8 * width, classes))
 
 
@@ -1442,32 +1435,30 @@ def chosen_attacks(attacks: str) -> dict[str, Callable]:
     return chosen
 
 
-def evaluate(
+def still_right(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
+    attacks: dict[str, Callable],
     *,
     eps: float = 8 / 255,
     eps_l2: float = 0.5,
-    attacks: str = DEFAULT_ATTACKS,
     batch_size: int = 0,
     seed: int = 0,
     source: nn.Module | None = None,
-) -> dict:
-    """Accuracies in per cent under attacks of radius eps or eps_l2; x [N,C,H,W] uint8 or in [0,1].
+) -> dict[str, Tensor]:
+    """Who is right on x and on x', {name: bool [N]}: clean, each attack, the worst of L-infinity.
 
-    A sample is robust if it is right on x and on x'. pgd: PGD-20 with steps of 2/255 (sat), 0.003
-    (trades); cw: CW_inf, 30 steps; apgd: AutoAttack's APGD-CE and APGD-T; aa: all of it; more in
-    ATTACKS; worst: all L-infinity ones that were run; worst_class: of it. source: the net attacked
-    in the model's place (AutoAttack: where right). companions/evaluation.py adds ci95, warnings.
+    x [N,C,H,W] uint8 or in [0,1]; eps, eps_l2: the radius, by the norm of an attack. source: the
+    net attacked in the model's place (AutoAttack: where right).
     """
-    require(len(x), "evaluate needs at least one image")
+    require(len(x), "evaluation needs at least one image")
     in_box = x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1
-    require(in_box, "evaluate needs images in [0, 1]: normalise inside the model")
+    require(in_box, "evaluation needs images in [0, 1]: normalise inside the model")
     device = next(model.parameters()).device
     clean = correct(model, x, y, None, batch_size)
     right = {"clean": clean, "worst": clean.clone()}
-    for name, attack in chosen_attacks(attacks).items():
+    for name, attack in attacks.items():
         norm = getattr(attack, "norm", "linf")
         same = repeatable(attack, device, seed, eps=eps_l2 if norm == "l2" else eps)
         before = ["clean", *getattr(attack, "first", ())][-1]
@@ -1476,8 +1467,22 @@ def evaluate(
         right[name][alive] = correct(model, x[alive], y[alive], same, batch_size, name, source)
         if norm == "linf":
             right["worst"] &= right[name]
-    how = {"eps": eps, "batch_size": batch_size, "seed": seed, "source": source}
-    return summary(right, y.cpu()) | optional("evaluation:look_closer")(model, x, y, right, **how)
+    return right
+
+
+def evaluate(
+    model: nn.Module, x: Tensor, y: Tensor, *, attacks: str = DEFAULT_ATTACKS, **options
+) -> dict:
+    """Accuracies in per cent under attacks by name, with the options of still_right.
+
+    pgd: PGD-20 with steps of 2/255 (sat), 0.003 (trades); cw: CW_inf, 30 steps; apgd: AutoAttack's
+    APGD-CE and APGD-T; aa: all of it; more in ATTACKS; worst: all L-infinity ones that were run;
+    worst_class: of it. companions/evaluation.py adds ci95 and warnings of masked gradients.
+    """
+    right = still_right(model, x, y, chosen_attacks(attacks), **options)
+    return summary(right, y.cpu()) | optional("evaluation:look_closer")(
+        model, x, y, right, **options
+    )
 
 
 def summary(right: dict[str, Tensor], y: Tensor) -> dict:
@@ -1620,8 +1625,8 @@ class Run:
 
     def label(self) -> dict:
         """What every checkpoint says of itself."""
-        about = {"config": asdict(self.cfg), "size": self.size, "classes": self.data.classes}
-        return {"format": "infoard-1", **about}
+        cfg, classes = asdict(self.cfg), self.data.classes
+        return {"format": "infoard-1", "config": cfg, "size": self.size, "classes": classes}
 
     def state(self) -> dict:
         """Everything that a resumed run needs, of all ranks."""
@@ -1629,9 +1634,8 @@ class Run:
         generators = {name: g.get_state() for name, g in self.generators.items()}
         generators["attack"] = gathered(generators["attack"][None])
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        return (
-            self.label() | parts | {"at": vars(self.at) | {"sums": sums}, "generators": generators}
-        )
+        at = vars(self.at) | {"sums": sums}
+        return self.label() | parts | {"at": at, "generators": generators}
 
     def load(self, path: Path) -> None:
         """Brings back what state() gave, in as many ranks or in others."""
@@ -1804,21 +1808,20 @@ def trained(cfg: Config, framework: str, arch: str, teacher: str | None = None, 
 
 def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
     """The nets beside the student, as in Step: each checked, and trained if it is not given."""
-    framework, classes = get_framework(cfg.framework), len(data.classes)
-    arch = cfg.teacher_arch or replace(cfg, teacher=None).resolved().teacher_arch
-    plain = arch.removesuffix("_ae")
+    needs, classes = get_framework(cfg.framework).needs, len(data.classes)
+    usual = replace(cfg, teacher=None).resolved().teacher_arch
+    arch, plain = cfg.teacher_arch, (cfg.teacher_arch or usual).removesuffix("_ae")
     paths = {}
-    if cfg.infoard or "teacher" in framework.needs:
-        path = cfg.teacher or trained(cfg, cfg.teacher_framework, arch)
-        paths["teacher"] = path, cfg.teacher_arch
-    if cfg.transfer or "teacher_nat" in framework.needs:
+    if cfg.infoard or "teacher" in needs:
+        path = cfg.teacher or trained(cfg, cfg.teacher_framework, arch or usual)
+        paths["teacher"] = path, arch
+    if cfg.transfer or "teacher_nat" in needs:
         path = cfg.teacher_nat or trained(cfg, "natural", plain)
-        paths["teacher_nat"] = path, cfg.teacher_arch and plain
-    nets = {"teacher": None}
-    how = {"norm": cfg.teacher_norm, "dataset": cfg.dataset, "device": device}
+        paths["teacher_nat"] = path, arch and plain
+    nets, images = {"teacher": None}, test_images(data, 1000, device)
+    how = {"size": data.x_train.shape[-1], "norm": cfg.teacher_norm, "dataset": cfg.dataset}
     for name, (path, arch) in paths.items():
-        nets[name] = load_teacher(path, arch, classes, size=data.x_train.shape[-1], **how)
-        images = test_images(data, 1000, device)
+        nets[name] = load_teacher(path, arch, classes, device=device, **how)
         optional("evaluation:check_teacher")(nets[name], *images, path, classes)
     return nets
 

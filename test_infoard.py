@@ -2239,21 +2239,29 @@ def use_evaluate(code):
     return torch.tensor([found[name] for name in I.METRICS if found[name] is not None])
 
 
+def use_still_right(code):
+    x = rand(20, 3, 6, 6).float()
+    attacks = {"fgsm": I.fgsm, "pgd": I.pgd_sat}
+    found = code.still_right(tiny_net(), x, labels(20), attacks, batch_size=7)
+    return torch.stack(list(found.values()))
+
+
 CUTS = {  # how to use it, the most lines that it may drag along, itself included
     "infonce": (use_infonce, 8),
-    "kl": (use_kl, 13),
+    "kl": (use_kl, 8),
     "margin": (use_margin, 6),
-    "pgd": (use_pgd, 96),
-    "instance_strength": (use_instance_strength, 50),
+    "pgd": (use_pgd, 86),
+    "instance_strength": (use_instance_strength, 44),
     "InfoARD": (use_infoard, 392),
-    "rslad_loss": (use_rslad_loss, 20),
-    "adaad_loss": (use_adaad_loss, 20),
-    "kl_objective": (use_kl_objective, 18),
-    "teacher_student_objective": (use_teacher_student_objective, 18),
-    "rslad": (use_rslad, 30),
-    "adaad": (use_adaad, 33),
+    "rslad_loss": (use_rslad_loss, 15),
+    "adaad_loss": (use_adaad_loss, 15),
+    "kl_objective": (use_kl_objective, 15),
+    "teacher_student_objective": (use_teacher_student_objective, 15),
+    "rslad": (use_rslad, 25),
+    "adaad": (use_adaad, 27),
     "Step": (use_step, 372),
-    "evaluate": (use_evaluate, 360),
+    "still_right": (use_still_right, 120),
+    "evaluate": (use_evaluate, 310),
 }
 
 
@@ -2932,6 +2940,32 @@ def test_attacks_of_anyones_own_have_a_column(lab):
     assert result["blacken"] <= 10  # all images are alike, and of a class
     assert result["blacken"] < result["worst"] <= min(result["fgsm"], result["darken"])
     assert {"darken", "blacken"} <= result["ci95"].keys()
+
+
+def test_who_is_right_after_what_by_hand():
+    net, x, y = identity_net(4)
+    y = torch.tensor([0, 1, 2, 0])  # the last one is wrong as it is
+
+    def losing(i, norm):
+        def attack(net, x, y, *, eps, generator):
+            return torch.where((y == i).view(-1, 1, 1, 1), x.roll(1, 1), x)
+
+        attack.norm = norm
+        return attack
+
+    attacks = {"first": losing(0, "linf"), "second": losing(1, "l2"), "third": losing(2, "none")}
+    attacks["after"] = losing(2, "linf")
+    attacks["after"].first = {"first": attacks["first"]}
+    right = I.still_right(net, x, y, attacks)
+    found = {name: hits.tolist() for name, hits in right.items()}
+    assert found == {
+        "clean": [True, True, True, False],
+        "first": [False, True, True, False],
+        "second": [True, False, True, False],
+        "third": [True, True, False, False],
+        "after": [False, True, False, False],  # of what the first has left
+        "worst": [False, True, False, False],  # without those in other balls
+    }
 
 
 def test_attacks_in_an_l2_ball_get_its_radius():
@@ -3764,7 +3798,9 @@ I.train_step = killing
 main("--teacher teacher.pt --out r --attacks clean,fgsm,pgd,cw")
 I.train_step = train_step
 main("--teacher teacher.pt --out r --attacks clean,fgsm,pgd,cw --resume")
+main("--teacher teacher.pt --out r --attacks clean,fgsm,pgd,cw --lr 0.3")
 net = I.load_teacher("r/best.pt", None, 10)
+print("columns", *I.chosen_attacks(I.DEFAULT_ATTACKS))
 print("clean", I.evaluate(net, data.x_test, data.y_test, attacks="clean,fgsm")["clean"])
 for line in open("missing.txt"):
     main(line)
@@ -3795,12 +3831,15 @@ def test_infoard_alone_trains_evaluates_and_resumes(desk):
     assert done.returncode == 0, done.stderr
 
     codes = [line for line in done.stdout.splitlines() if line.startswith("code ")]
-    assert codes == ["code 143", "code 0"] + ["code 2"] * len(MISSING)
+    assert codes == ["code 143", "code 0", "code 2"] + ["code 2"] * len(MISSING)
     results = json.loads((folder / "r/results.json").read_text())
     assert results["best"]["cw"] <= results["best"]["clean"]
     clean = [line for line in done.stdout.splitlines() if line.startswith("clean ")]
     assert 0 <= float(clean[0].split()[1]) <= 100
-    errors = done.stderr.splitlines()
+    assert "columns fgsm pgd_sat pgd_trades cw" in done.stdout.splitlines()
+    assert "apgd is left out of the evaluation" in done.stdout
+    other, *errors = done.stderr.splitlines()
+    assert "r was begun with other settings" in other
     assert len(errors) == len(MISSING)
     for error, (line, name) in zip(errors, MISSING, strict=True):
         assert error.startswith("infoard: error: ") and name in error, (line, error)
@@ -3818,13 +3857,13 @@ def test_files_are_as_the_formatter_makes_them(rules):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.xfail(strict=True, reason="2,113 lines: what else belongs to a companion is open")
+@pytest.mark.xfail(strict=True, reason="1,949 lines: what else belongs to a companion is open")
 def test_infoard_holds_at_most_1700_lines():
     assert len(Path(I.__file__).read_text().splitlines()) <= 1_700
 
 
 def test_infoard_does_not_grow():
-    assert len(Path(I.__file__).read_text().splitlines()) <= 2_120
+    assert len(Path(I.__file__).read_text().splitlines()) <= 1_950
 
 
 def test_no_line_moves_things_to_cuda_by_name():

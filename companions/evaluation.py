@@ -70,10 +70,11 @@ def look_closer(
     y: Tensor,
     right: dict[str, Tensor],
     *,
-    eps: float,
-    batch_size: int,
-    seed: int,
-    source: nn.Module | None,
+    eps: float = 8 / 255,
+    eps_l2: float = 0.5,
+    batch_size: int = 0,
+    seed: int = 0,
+    source: nn.Module | None = None,
 ) -> dict:
     """What is added to a result of infoard.evaluate, from its arguments and who is still right.
 
