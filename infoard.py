@@ -17,7 +17,8 @@ keeps the student informative about the teacher's features (and, if asked to, at
 
 Of InfoARD only the abstract is public: the rank rule of section 3 and the critics and terms of
 section 5 are our reconstruction. What stands beside the method is in companions/ (more frameworks,
-attacks, data sets, nets, `eval`, tables, figures); on the built-in data this file does without.
+attacks, data sets, nets, other people's files, `eval`, intervals and warnings, tables, figures);
+alone, this file trains on the built-in data, evaluates and resumes, and says what it leaves out.
 
 [InfoARD] Liu et al., IEEE TIP 2025, doi 10.1109/TIP.2025.3637689     [AA] AutoAttack, 2003.01690
 [Madry] PGD, 1706.06083   [TRADES] 1901.08573   [ARD] 1905.09747   [RSLAD] 2108.07969
@@ -490,7 +491,8 @@ def cw_linf(model: nn.Module, x: Tensor, y: Tensor, **options) -> Tensor:
 
 
 # An attack for evaluation is attack(model, x, y, eps=..., generator=...) -> x'. Its attribute norm
-# says in which ball eps is a radius: "linf" (or no attribute), "l2", or "none".
+# says in which ball eps is a radius: "linf" (or no attribute), "l2", or "none"; its attribute
+# first, {column: attack}, which ones go before it: it gets the images that they have left.
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps=8 / 255, generator=None) -> Tensor:
@@ -1461,8 +1463,8 @@ def still_right(
     for name, attack in attacks.items():
         norm = getattr(attack, "norm", "linf")
         same = repeatable(attack, device, seed, eps=eps_l2 if norm == "l2" else eps)
-        before = ["clean", *getattr(attack, "first", ())][-1]
-        alive = right[before]
+        before = ["clean", *getattr(attack, "first", ())]
+        alive = right[before[-1]]
         right[name] = alive.clone()  # who is lost stays lost
         right[name][alive] = correct(model, x[alive], y[alive], same, batch_size, name, source)
         if norm == "linf":
