@@ -374,8 +374,8 @@ def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
     """A number, [B] or [B,1,1,1] as [B,1,1,1], to be multiplied with x [B,C,H,W]."""
     if isinstance(value, Tensor):
         value = value.to(x.device, x.dtype).flatten()
-    value = x.new_zeros(len(x)) + value  # to make a tensor of a number would wait for the device
-    return value.view(-1, *[1] * (x.dim() - 1))
+    value = x.new_zeros(1) + value  # to make a tensor of a number would wait for the device
+    return value.expand(len(x)).view(-1, *[1] * (x.dim() - 1))
 
 
 def sample_norm(v: Tensor, p: int = 2) -> Tensor:

@@ -242,7 +242,7 @@ def test_ranks_end_with_the_same_net_and_its_results(work):
     results = json.loads((top / "whole/results.json").read_text())["last"]
     net = I.load_teacher(f"{top}/whole/last.pt")
     x, y = I.test_images(SMALL, 40, CPU)
-    again = I.evaluate(net, x, y, attacks="clean,fgsm", batch_size=10, classes=10)
+    again = I.evaluate(net, x, y, attacks="clean,fgsm", batch_size=10)
     assert results["clean"] == again["clean"] and results["fgsm"] == again["fgsm"]
     assert printed.count("2 x cpu") == 3  # of whole, broken and broken again, by rank 0 alone
 
