@@ -1420,7 +1420,7 @@ PARTS = ["apgd-ce", "fab-t"]  # of AutoAttack, on the way to apgd and aa: no col
 def chosen_attacks(attacks: str) -> dict[str, Callable]:
     """{column: attack} of a list with commas, in the order in which they are run."""
     if attacks == DEFAULT_ATTACKS and not has_companions():
-        print("apgd is left out of the evaluation: it needs companions/ beside this file")
+        print("apgd is left out of the evaluation, as companions/ is missing")
         attacks = "clean,fgsm,pgd,cw"
     known = {"clean": None, "pgd": None, **ATTACKS}
     chosen = {}
@@ -1492,7 +1492,8 @@ def summary(right: dict[str, Tensor], y: Tensor) -> dict:
     others = [name for name in right if name not in METRICS and name not in PARTS]
     result = {name: percent(right[name]) if name in right else None for name in METRICS + others}
     per_class = [percent(right["worst"][y == k]) for k in y.unique()]
-    result.update(worst_class=min(per_class), per_class=per_class, n=len(y), warnings=[])
+    result.update(worst_class=min(per_class), per_class=per_class, n=len(y))
+    result["warnings"] = ["not looked for, as companions/ is missing"]
     return result
 
 

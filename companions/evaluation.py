@@ -81,7 +81,7 @@ def look_closer(
     ci95; warnings, which no attack on another net can give; and what the method quality of a net
     that makes images, such as MID's, says of x and x'.
     """
-    more = {"ci95": intervals(right)}
+    more = {"ci95": intervals(right), "warnings": []}
     if source is None:
         far = 0.0
         if "pgd_sat" in right and "pgd_trades" in right:  # what pgd stands for
