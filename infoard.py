@@ -17,7 +17,8 @@ keeps the student informative about the teacher's features (and, if asked to, at
 
 Of InfoARD only the abstract is public: the rank rule of section 3 and the critics and terms of
 section 5 are our reconstruction. What stands beside the method is in companions/ (more frameworks,
-attacks, data sets, nets, `eval`, tables, figures); on the built-in data this file does without.
+attacks, data sets, nets, other people's files, `eval`, intervals and warnings, tables, figures);
+alone, this file trains on the built-in data, evaluates and resumes, and says what it leaves out.
 
 [InfoARD] Liu et al., IEEE TIP 2025, doi 10.1109/TIP.2025.3637689     [AA] AutoAttack, 2003.01690
 [Madry] PGD, 1706.06083   [TRADES] 1901.08573   [ARD] 1905.09747   [RSLAD] 2108.07969
@@ -30,8 +31,6 @@ attacks, data sets, nets, `eval`, tables, figures); on the built-in data this fi
 import argparse
 import contextlib
 import hashlib
-import importlib
-import inspect
 import json
 import math
 import os
@@ -105,6 +104,13 @@ def resolve(table: dict, name: str, what: str):
 def has_companions() -> bool:
     """Whether companions/ stands beside this file, which does without."""
     return Path(__file__).with_name("companions").is_dir()
+
+
+def optional(name: str) -> Callable:
+    """A "module:function" of companions/, or without them a function that does nothing."""
+    if has_companions():
+        return resolve({}, f"companions.{name}", "companion")
+    return lambda *args, **options: {}
 
 
 def progress_bar(items, text: str = ""):
@@ -184,6 +190,7 @@ def digest(path: str | Path) -> str | None:
 
 SHAPES_DEFAULTS = {"student": "tiny", "teacher_arch": "tiny_wide", "epochs": 8, "steps": 5}
 IMAGES_DEFAULTS = {"student": "resnet18", "teacher_arch": "wrn_34_10", "epochs": 100, "steps": 10}
+DEFAULT_ATTACKS = "clean,fgsm,pgd,cw,apgd"  # in evaluation
 
 
 def opt(value, text: str, among: str = "", low: float | None = None, high: float = math.inf):
@@ -246,7 +253,7 @@ class Config:
     compile: bool = opt(False, "torch.compile the student")
     fast: bool = opt(True, "in half precision: fold batch norm in attacks, replay steps on CUDA")
     sync_bn: bool = opt(False, "batch norm over all ranks' images, not each rank's own (CUDA)")
-    attacks: str = opt("clean,fgsm,pgd,cw,apgd", "a list with commas: these, aa, any of ATTACKS")
+    attacks: str = opt(DEFAULT_ATTACKS, "a list with commas: pgd, aa, any of ATTACKS")
     eps_l2: float = opt(0.5, "L2 radius of the attacks that have one", low=0)
     transfer: bool = opt(False, "also evaluate attacks made on an undefended net")
     eval_subset: int = opt(None, "test images; 0: all; default: 500 on a CPU, else all", low=0)
@@ -273,7 +280,6 @@ class Config:
     def resolved(self) -> "Config":
         """The same with every None filled in: by the data, and by what the framework says of it."""
         framework = get_framework(self.framework)  # section 6
-        check_framework(framework)
         by_data = SHAPES_DEFAULTS if self.dataset == "shapes" else IMAGES_DEFAULTS
         fill = {"lam_hi": 1.5, "teacher_framework": "trades", **by_data, **framework.defaults}
         if self.teacher:
@@ -311,10 +317,7 @@ def as_float32(x: Tensor) -> Tensor:
 
 
 def kl(p_logits: Tensor, q_logits: Tensor, tau: float = 1.0) -> Tensor:
-    """KL(p || q) = sum_k p_k (log p_k - log q_k) in nats, [B,K], [B,K] -> [B]; mean: "batchmean".
-
-    p = softmax(p_logits/tau), q = softmax(q_logits/tau)
-    """
+    """KL(p||q) = sum_k p_k log(p_k/q_k) in nats, p, q = softmax(logits/tau): [B,K] twice -> [B]."""
     log_p = F.log_softmax(as_float32(p_logits) / tau, dim=1)
     log_q = F.log_softmax(as_float32(q_logits) / tau, dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
@@ -349,18 +352,17 @@ def frozen_eval(*models) -> Iterator[None]:
     nets = [model for model in models if isinstance(model, nn.Module)]
     modes = [m for net in nets for m in net.modules() if m.training]
     needs = [p for net in nets for p in net.parameters() if p.requires_grad]
-
-    def switch(on: bool) -> None:
-        for m in modes:
-            m.training = on
-        for p in needs:
-            p.requires_grad_(on)
-
     try:
-        switch(False)
+        for m in modes:
+            m.training = False
+        for p in needs:
+            p.requires_grad_(False)
         yield
     finally:
-        switch(True)
+        for m in modes:
+            m.training = True
+        for p in needs:
+            p.requires_grad_(True)
 
 
 def predict(model: Callable, x: Tensor) -> Tensor:
@@ -370,13 +372,11 @@ def predict(model: Callable, x: Tensor) -> Tensor:
 
 
 def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
-    """A number or [B] as [B,1,1,1], to be multiplied with x [B,C,H,W]."""
-    if not isinstance(value, Tensor):
-        value = torch.full(
-            (1,), value, dtype=x.dtype, device=x.device
-        )  # torch.as_tensor would wait
-    value = value.to(x.device, x.dtype)
-    return value.flatten().expand(len(x)).view(-1, *[1] * (x.dim() - 1))
+    """A number, [B] or [B,1,1,1] as [B,1,1,1], to be multiplied with x [B,C,H,W]."""
+    if isinstance(value, Tensor):
+        value = value.to(x.device, x.dtype).flatten()
+    value = x.new_zeros(1) + value  # to make a tensor of a number would wait for the device
+    return value.expand(len(x)).view(-1, *[1] * (x.dim() - 1))
 
 
 def sample_norm(v: Tensor, p: int = 2) -> Tensor:
@@ -388,6 +388,7 @@ def project(z: Tensor, x: Tensor, eps: Tensor, norm: str = "linf") -> Tensor:
     """z onto the ball |z - x| <= eps and the box [0,1]."""
     if norm == "linf":
         return z.clamp((x - eps).clamp(0, 1), (x + eps).clamp(0, 1))
+    require(norm == "l2", f"unknown norm {norm!r} (choose from linf, l2)")
     shrink = (eps / sample_norm(z - x)).clamp(max=1)
     return (x + (z - x) * shrink).clamp(0, 1)  # the box only moves z towards x
 
@@ -396,12 +397,12 @@ def starting_point(x: Tensor, eps: Tensor, init: str | Tensor, generator=None) -
     """Where an attack begins: uniform [Madry], normal [TRADES], none (x itself) or a given x'."""
     if isinstance(init, Tensor):
         return init
-    lookup(("uniform", "normal", "none"), init, "attack start")
     noise = torch.zeros(x.shape, dtype=x.dtype, device=x.device)  # in one order for all layouts
     if init == "uniform":
         return x + eps * noise.uniform_(-1, 1, generator=generator)
     if init == "normal":
         return x + 0.001 * noise.normal_(generator=generator)
+    require(init == "none", f"unknown attack start {init!r} (choose from uniform, normal, none)")
     return x
 
 
@@ -410,16 +411,14 @@ def active_counts(steps: list[int]) -> tuple[int, ...]:
     return tuple(sum(k > t for k in steps) for t in range(max(steps)))
 
 
-def active_rows(steps: int | Tensor, counts: tuple[int, ...] | None, x: Tensor) -> list:
+def active_rows(steps: int | Tensor, counts: tuple[int, ...] | None, batch: int) -> list:
     """For each attack step the samples that take it: ALL, or the indices [n_t] of some."""
     if not isinstance(steps, Tensor):
         require(steps >= 0, f"steps must not be negative, got {steps}")
         return [ALL] * steps
-    require(steps.shape == (len(x),), f"steps must be an int or of shape [{len(x)}]")
-    if counts is None:
-        counts = active_counts(steps.tolist())
-    order = steps.to(x.device).argsort(descending=True, stable=True)
-    return [order[:n] for n in counts]
+    require(steps.shape == (batch,), f"steps must be an int or of shape [{batch}]")
+    order = steps.argsort(descending=True, stable=True)
+    return [order[:n] for n in counts or active_counts(steps.tolist())]
 
 
 def pgd(
@@ -444,13 +443,12 @@ def pgd(
     samples that have steps to go: it must index its labels with rows. frozen_eval(model) around the
     call keeps batch norm as it is and builds no weight gradients.
     """
-    lookup(("linf", "l2"), norm, "norm")
-    if norm == "linf" and not isinstance(eps, Tensor):
-        require(0 <= eps <= 1, f"eps must lie in [0, 1], got {eps}: write 8/255 or 0.0314")
+    in_range = norm == "l2" or isinstance(eps, Tensor) or 0 <= eps <= 1
+    require(in_range, f"eps must lie in [0, 1], got {eps}: write 8/255 or 0.0314")
     eps, alpha = per_sample(eps, x), per_sample(alpha, x)
     x_adv = project(starting_point(x, eps, init, generator), x, eps, norm)
     velocity = torch.zeros_like(x)
-    for rows in active_rows(steps, counts, x):
+    for rows in active_rows(steps, counts, len(x)):
         z = x_adv[rows].detach().requires_grad_()
         with torch.enable_grad():
             value = objective(z) if rows is ALL else objective(z, rows)
@@ -494,7 +492,8 @@ def cw_linf(model: nn.Module, x: Tensor, y: Tensor, **options) -> Tensor:
 
 
 # An attack for evaluation is attack(model, x, y, eps=..., generator=...) -> x'. Its attribute norm
-# says in which ball eps is a radius: "linf" (or no attribute), "l2", or "none".
+# says in which ball eps is a radius: "linf" (or no attribute), "l2", or "none"; its attribute
+# first, {column: attack}, which ones go before it: it gets the images that they have left.
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps=8 / 255, generator=None) -> Tensor:
@@ -518,13 +517,13 @@ def cw(model: nn.Module, x: Tensor, y: Tensor, eps=8 / 255, generator=None) -> T
     return cw_linf(model, x, y, eps=eps, alpha=eps / 4, steps=30, generator=generator)
 
 
-COMPANION_ATTACKS = (
+ATTACKS = {"fgsm": fgsm, "pgd_sat": pgd_sat, "pgd_trades": pgd_trades, "cw": cw}
+ATTACKS.update({name: f"companions.autoattack:{name}" for name in ("apgd", "aa")})
+FURTHER_ATTACKS = (
     "bim mifgsm mifgsm_t pgd_t pgd_l2 pgd_l2_t pgd5_cw spatial "
     "corrupt noise shot impulse blur bright contrast pixelate jpeg"
 )
-ATTACKS = {"fgsm": fgsm, "pgd_sat": pgd_sat, "pgd_trades": pgd_trades, "cw": cw} | {
-    name: f"companions.attacks:{name}" for name in COMPANION_ATTACKS.split()
-}
+ATTACKS.update({name: f"companions.attacks:{name}" for name in FURTHER_ATTACKS.split()})
 
 
 def instance_strength(
@@ -540,23 +539,19 @@ def instance_strength(
     much of this counts, 0 to 1. steps_lo: K_lo, or 0 for no step schedule. uniform: the control of
     equal mean and cost.
     """
-    batch = len(signal)
-    low, high = lam
+    batch, (low, high) = len(signal), lam
     rank = signal.argsort(stable=True).argsort()
-    if uniform or batch == 1:
-        u = torch.full((batch,), 0.5, device=signal.device)
-    else:
-        u = rank / (batch - 1)
+    u = rank / (batch - 1) if batch > 1 else rank + 0.5
+    if uniform:
+        u = torch.full_like(u, 0.5)
     scale = 1 + ramp * (low + (high - low) * u - 1)
     steps, counts = threat.steps, None
     if steps_lo and steps_lo != threat.steps:
         slope = (threat.steps - steps_lo) / max(batch - 1, 1)
         ranks = range(batch) if batch > 1 else [0.5]
         by_rank = [int(steps_lo + slope * r + 0.5) for r in ranks]
-        if uniform:
-            by_rank = [
-                (sum(by_rank) + i) // batch for i in range(batch)
-            ]  # they differ by one at most
+        if uniform:  # they differ by one at most
+            by_rank = [(sum(by_rank) + i) // batch for i in range(batch)]
         counts = active_counts(by_rank)
         steps = sum(rank >= batch - n for n in counts)  # no copy from the host: the k-th step
     return Threat(eps=threat.eps * scale, alpha=threat.alpha * scale, steps=steps, counts=counts)
@@ -1103,9 +1098,8 @@ def adaad(step: Step) -> Tensor:
     # differs: released code divides KL by K on CIFAR-10 and always passes x too (batch norm)
     step.attack(teacher_student_objective(step.student, step.teacher), init="normal")
     alpha, t_adv, s_adv = step.cfg.alpha, step.t_adv, step.s_adv
-    if alpha == 1:
-        return adaad_loss(None, s_adv, None, t_adv, alpha, step.mean_kl)
-    return adaad_loss(step.s, s_adv, step.t, t_adv, alpha, step.mean_kl)
+    s, t = (None, None) if alpha == 1 else (step.s, step.t)  # no pass that counts for nothing
+    return adaad_loss(s, s_adv, t, t_adv, alpha, step.mean_kl)
 
 
 FRAMEWORKS = {
@@ -1132,23 +1126,13 @@ FRAMEWORKS = {
 }
 
 
-def check_framework(framework: Framework) -> None:
-    """One line for what a Framework says wrong of itself."""
-    known = [f.name for f in fields(Config)]
-    nets = isinstance(framework.needs, tuple) and {*framework.needs} <= {"teacher", "teacher_nat"}
-    require(nets, f"needs must be a tuple such as ('teacher',), not {framework.needs!r}")
-    strange = ", ".join(name for name in framework.defaults if name not in known)
-    require(not strange, f"defaults are those of Config, options are your own: {strange}")
-    for name, option in framework.options.items():
-        pair = isinstance(option, tuple) and len(option) == 2
-        require(pair, f"an option is a pair (default, help), not {name}: {option!r}")
-        require(name not in known, f"an option of your own cannot be called {name}")
-
-
 def get_framework(name: str) -> Framework:
     """That of a name in FRAMEWORKS or of anyone's module:name; a bare function is wrapped."""
     found = resolve(FRAMEWORKS, name, "framework")
-    return found if isinstance(found, Framework) else Framework(found)
+    framework = found if isinstance(found, Framework) else Framework(found)
+    if ":" in name:
+        optional("frameworks:check_framework")(framework)
+    return framework
 
 
 # ==== 7. Models, teachers =========================================================================
@@ -1211,9 +1195,8 @@ def resnet(classes: int = 10, size: int = 32, blocks=(2, 2, 2, 2)) -> nn.Sequent
     """ResNet with as many basic blocks in its four stages."""
     layers = {"bn1": nn.BatchNorm2d(64), "relu": nn.ReLU()}
     for i, n in enumerate(blocks):
-        layers[f"layer{i + 1}"] = stage(
-            BasicBlock, max(64, 32 << i), 64 << i, n, 1 if i == 0 else 2
-        )
+        stride = 1 if i == 0 else 2
+        layers[f"layer{i + 1}"] = stage(BasicBlock, max(64, 32 << i), 64 << i, n, stride)
     return in_a_row(size, conv(3, 64), layers, nn.Linear(512, classes))
 
 
@@ -1223,9 +1206,8 @@ def tiny(classes: int = 10, size: int = 32, width: int = 16) -> nn.Sequential:
     layers = {"bn1": nn.BatchNorm2d(width), "relu": nn.ReLU()}
     for i, stride in ((1, 2), (2, 2), (3, 1)):
         c = width << i
-        layers[f"layer{i}"] = nn.Sequential(
-            conv(c // 2, c, 3, stride), nn.BatchNorm2d(c), nn.ReLU()
-        )
+        block = [conv(c // 2, c, 3, stride), nn.BatchNorm2d(c), nn.ReLU()]
+        layers[f"layer{i}"] = nn.Sequential(*block)
     return in_a_row(size, conv1, layers, nn.Linear(8 * width, classes))
 
 
@@ -1237,33 +1219,14 @@ MODELS = {
     "tiny": tiny,
     "tiny_wide": partial(tiny, width=32),
 }
-WRAPPERS = {"_ae": "companions.mid:Autoencoder"}  # suffix of a model's name: wrapper(net, size)
 
 
 def build_model(name: str, classes: int | None = 10, size: int = 32, **options) -> nn.Module:
-    """A net of MODELS, any wrn_<depth>_<width>[_silu] with depth 6n + 4, or of module:factory.
-
-    A factory gets num_classes if it takes that; its net maps x in [0,1] to logits [B,K].
-    """
-    if ":" in name:
-        factory = resolve({}, name, "net")
-        takes = inspect.signature(factory).parameters.values()
-        kinds = {p.kind for p in takes}
-        any_keyword = inspect.Parameter.VAR_KEYWORD in kinds
-        bare = inspect.Parameter.VAR_POSITIONAL in kinds  # a class without an __init__ of its own
-        told = (any_keyword and not bare) or any(p.name == "num_classes" for p in takes)
-        net = factory(num_classes=classes) if told and classes else factory()
-        require(isinstance(net, nn.Module), f"{name} gives a {type(net).__name__}, no nn.Module")
-        return net
-    for suffix in WRAPPERS:
-        if name.endswith(suffix):
-            net = build_model(name.removesuffix(suffix), classes, size, **options)
-            return resolve(WRAPPERS, suffix, "wrapper")(net, size)
-    wide = re.fullmatch(r"wrn_(\d+)_([1-9]\d*)(_silu)?", name)
-    if wide and int(wide[1]) in range(10, 10_000, 6):
-        options.update(depth=int(wide[1]), width=int(wide[2]), silu=wide[3] is not None)
-        return resolve(MODELS, "wrn_34_10", "model")(classes, size, **options)
-    return resolve(MODELS, name, "model")(classes, size, **options)
+    """A net of MODELS; by companions any wrn_<depth>_<width>[_silu], NAME_ae or module:factory."""
+    if name in MODELS:
+        return resolve(MODELS, name, "model")(classes, size, **options)
+    build = resolve({}, "companions.nets:by_name", f"net {name}, by")
+    return build(name, classes, size, **options)
 
 
 def load_tensors(path: str | Path) -> dict:
@@ -1305,25 +1268,18 @@ def load_teacher(
     What a stranger's file does not tell must be said: norm, arch "wrn_28_10_silu".
     """
     try:
-        if ":" not in path_or_id or Path(path_or_id).exists():
-            file = load_tensors(path_or_id)
-            if file.get("format") == "infoard-1":
-                net = load_own(file, arch)
-            else:
-                load = resolve({}, "companions.checkpoints:from_file", "loader")
-                net = load(file, arch, size, norm)
-        elif path_or_id.startswith("robustbench:"):
-            load = resolve({}, "companions.checkpoints:from_robustbench", "loader")
-            net = load(path_or_id.partition(":")[2], dataset)
+        is_file = ":" not in path_or_id or Path(path_or_id).exists()
+        file = load_tensors(path_or_id) if is_file else {}
+        if file.get("format") == "infoard-1":
+            net = load_own(file, arch)
         else:
-            net = build_model(path_or_id, num_classes)
-        require(isinstance(net, nn.Module), f"{type(net)} is no nn.Module")
+            load = resolve({}, "companions.checkpoints:load_foreign", "loader")
+            about = {"arch": arch, "size": size, "norm": norm, "dataset": dataset}
+            net = load(path_or_id, file, num_classes, **about)
         net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         z = predict(net, torch.full((2, 3, size, size), 0.5, device=device))  # [2, K]
         told = f"has {z.shape[1]} classes, the data have {num_classes}"
         require(num_classes in (z.shape[1], None), told)
-        is_logits = (z < 0).any() or (z.sum(1) - 1).abs().max() > 1e-4
-        require(is_logits, "gives probabilities, not logits")
     except Exception as error:  # whatever foreign code raises
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise InfoardError(why if path_or_id in why else f"{path_or_id}: {why}") from None
@@ -1384,14 +1340,9 @@ def load_dataset(name: str, data_dir="data", *, download=True, image_size=0, cac
     data_dir: its parent, folder or archive. image_size: pixels to resize to, 0: as they are.
     """
     load = resolve(DATASETS, name, "data set")
-    rank = world()[0]
-    if rank != 0:
-        barrier()  # the others wait, and find what rank 0 makes
-    try:
-        return load(data_dir, download=download, image_size=image_size, cache=cache)
-    finally:
-        if rank == 0:
-            barrier()
+    if world()[1] > 1:
+        load = resolve({}, "companions.ranks:rank_0_first", "order")(load)
+    return load(data_dir, download=download, image_size=image_size, cache=cache)
 
 
 def class_balanced(y: Tensor, n: int) -> Tensor:
@@ -1472,137 +1423,87 @@ def percent(hits: Tensor) -> float:
     return round(100 * hits.double().mean().item(), 2)
 
 
-def interval(share: float, n: int) -> list[float]:
-    """Wilson's 95% interval of a share of n samples, in per cent."""
-    z = 1.96 / math.sqrt(n)
-    half = z * math.sqrt(share * (1 - share) + z * z / 4)
-    middle = share + z * z / 2
-    return [round(100 * (middle + side) / (1 + z * z), 2) for side in (-half, half)]
-
-
 METRICS = ["clean", "fgsm", "pgd_sat", "pgd_trades", "cw", "apgd", "aa", "worst", "worst_class"]
+PARTS = ["apgd-ce", "fab-t"]  # of AutoAttack, on the way to apgd and aa: no columns
 
 
 def chosen_attacks(attacks: str) -> dict[str, Callable]:
-    """{column: attack} of a list with commas; clean, apgd and aa, which are known too, apart."""
-    known = {**dict.fromkeys(("clean", "pgd", "apgd", "aa")), **ATTACKS}
-    names = [name.strip() for name in attacks.split(",")]
+    """{column: attack} of a list with commas, in the order in which they are run."""
+    if attacks == DEFAULT_ATTACKS and not has_companions():
+        print("apgd is left out of the evaluation, as companions/ is missing")
+        attacks = "clean,fgsm,pgd,cw"
+    known = {"clean": None, "pgd": None, **ATTACKS}
     chosen = {}
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(name.strip() for name in attacks.split(",")):
         column = name.rpartition(":")[2]
-        taken = column in chosen or (":" in name and column in [*METRICS, *known])
+        taken = ":" in name and column in {*known, *METRICS, *chosen}
         require(not taken, f"--attacks {name}: another column is called {column}")
-        chosen[column] = resolve(known, name, "attack")
-    if "pgd" in names:
-        chosen.update(pgd_sat=pgd_sat, pgd_trades=pgd_trades)
-    return {name: attack for name, attack in chosen.items() if attack}
+        attack = resolve(known, name, "attack")
+        if name == "pgd":
+            chosen.update(pgd_sat=pgd_sat, pgd_trades=pgd_trades)
+        elif name != "clean":
+            chosen.update(getattr(attack, "first", {}))
+            chosen[column] = attack
+    return chosen
 
 
-def autoattack(net: nn.Module, eps: float, seed: int, classes: int) -> Callable:
-    """attack(part, net, x, y), for the parts of AutoAttack [AA]."""
-    from pyautoattack import AutoAttack
-
-    aa = AutoAttack(net, eps=eps, norm="Linf", seed=seed, device=next(net.parameters()).device)
-    aa.apgd_targeted.n_target_classes = aa.fab.n_target_classes = min(9, classes - 1)
-
-    def attack(part: str, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        aa.attacks_to_run = [part]
-        return aa.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))[0]
-
-    return attack
-
-
-def evaluate(
+def still_right(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
+    attacks: dict[str, Callable],
     *,
     eps: float = 8 / 255,
     eps_l2: float = 0.5,
-    attacks: str = "clean,fgsm,pgd,cw,apgd",
     batch_size: int = 0,
-    classes: int | None = None,
     seed: int = 0,
     source: nn.Module | None = None,
-) -> dict:
-    """Accuracies in per cent under attacks of radius eps or eps_l2; x [N,C,H,W] uint8 or in [0,1].
+) -> dict[str, Tensor]:
+    """Who is right on x and on x', {name: bool [N]}: clean, each attack, the worst of L-infinity.
 
-    A sample is robust if it is right on x and on x'. pgd: PGD-20 with steps of 2/255 (sat), 0.003
-    (trades); cw: CW_inf, 30 steps; apgd: AutoAttack's APGD-CE and APGD-T; aa: all of it; more in
-    ATTACKS; worst: all L-infinity ones that were run; worst_class: of it; ci95: Wilson's; warnings:
-    of masked gradients. source: the net attacked in the model's place (AutoAttack: where right).
+    x [N,C,H,W] uint8 or in [0,1]; eps, eps_l2: the radius, by the norm of an attack. source: the
+    net attacked in the model's place (AutoAttack: where right).
     """
-    require(len(x), "evaluate needs at least one image")
+    require(len(x), "evaluation needs at least one image")
     in_box = x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1
-    require(in_box, "evaluate needs images in [0, 1]: normalise inside the model")
-    wanted = [name.strip() for name in attacks.split(",")]
-    classes = classes or int(y.max()) + 1
+    require(in_box, "evaluation needs images in [0, 1]: normalise inside the model")
     device = next(model.parameters()).device
-
-    def still_right(before: Tensor, attack: Callable, text: str) -> Tensor:
-        after = before.clone()  # who is lost stays lost
-        after[before] = correct(model, x[before], y[before], attack, batch_size, text, source)
-        return after
-
     clean = correct(model, x, y, None, batch_size)
-    right = {"clean": clean}
-    outside = []
-    for name, attack in chosen_attacks(attacks).items():
+    right = {"clean": clean, "worst": clean.clone()}
+    for name, attack in attacks.items():
         norm = getattr(attack, "norm", "linf")
         same = repeatable(attack, device, seed, eps=eps_l2 if norm == "l2" else eps)
-        right[name] = still_right(clean, same, name)
-        if norm != "linf":
-            outside.append(name)
-    far = 0.0  # what survives a radius that nothing should survive, of 256 images that are right
-    if "pgd" in wanted and clean.any():
-        some = clean.nonzero().squeeze(1)[:: int(clean.sum()) // 256 + 1]
-        huge = repeatable(pgd_sat, device, seed, eps=64 / 255)
-        far = percent(correct(model, x[some], y[some], huge, batch_size))
-    if "apgd" in wanted or "aa" in wanted:
-        parts = ["apgd-ce", "apgd-t"] if classes > 3 else ["apgd-ce"]  # -t needs four classes
-        standard, alive = autoattack(source or model, eps, seed, classes), clean
-        with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
-            for part in [*parts, "fab-t", "square"] if "aa" in wanted else parts:
-                alive = right[part] = still_right(alive, partial(standard, part), part)
-        right["apgd"] = right[parts[-1]]
-        if "aa" in wanted:
-            right["aa"] = alive
-    result = summary(right, y.cpu(), classes, far, outside)
-    if hasattr(model, "quality"):  # of a net that makes images, such as MID's
-        x_b, y_b = to_float(x[:256], device), y[:256].to(device)
-        x_adv = repeatable(pgd_sat, device, seed, eps=eps)(source or model, x_b, y_b)
-        result.update(model.quality(x_b, x_adv))
-    if source is not None:
-        result["warnings"] = []
-    return result
+        before = ["clean", *getattr(attack, "first", ())]
+        alive = right[before[-1]]
+        right[name] = alive.clone()  # who is lost stays lost
+        right[name][alive] = correct(model, x[alive], y[alive], same, batch_size, name, source)
+        if norm == "linf":
+            right["worst"] &= right[name]
+    return right
 
 
-def summary(right: dict[str, Tensor], y: Tensor, classes: int, far=0.0, outside=()) -> dict:
-    """The result of evaluate, from who is still right after what.
+def evaluate(
+    model: nn.Module, x: Tensor, y: Tensor, *, attacks: str = DEFAULT_ATTACKS, **options
+) -> dict:
+    """Accuracies in per cent under attacks by name, with the options of still_right.
 
-    far: the share that survives 64/255, in per cent. outside: attacks that are not in the ball.
+    pgd: PGD-20 with steps of 2/255 (sat), 0.003 (trades); cw: CW_inf, 30 steps; apgd: AutoAttack's
+    APGD-CE and APGD-T; aa: all of it; more in ATTACKS; worst: all L-infinity ones that were run;
+    worst_class: of it. companions/evaluation.py adds ci95 and warnings of masked gradients.
     """
-    within = [hits for name, hits in right.items() if name not in outside]
-    right = {**right, "worst": torch.stack(within).all(0)}
-    parts = ("apgd-ce", "apgd-t", "fab-t", "square")
-    names = [*METRICS, *(name for name in right if name not in METRICS and name not in parts)]
-    result = {name: percent(right[name]) if name in right else None for name in names}
-    per_class = [percent(right["worst"][y == k]) for k in range(classes) if (y == k).any()]
-    warnings = []
-    for name in ("cw", "apgd", "aa"):
-        if result[name] is not None and result["pgd_sat"] is not None:
-            gap = result["pgd_sat"] - result[name]
-            if gap >= 8:
-                warnings.append(f"{name} is {gap:.1f} points under PGD-20")
-    if "square" in right and right["clean"].any():
-        by_square = (right["fab-t"] & ~right["square"])[right["clean"]]
-        if percent(by_square) > 1:
-            warnings.append("Square, which uses no gradients, beats APGD")
-    if far > 1:
-        warnings.append(f"{far}% of the right ones survive eps = 64/255")
-    shares = {name: right[name].double().mean().item() for name in names if name in right}
-    result["ci95"] = {name: interval(share, len(y)) for name, share in shares.items()}
-    result.update(worst_class=min(per_class), per_class=per_class, n=len(y), warnings=warnings)
+    right = still_right(model, x, y, chosen_attacks(attacks), **options)
+    return summary(right, y.cpu()) | optional("evaluation:look_closer")(
+        model, x, y, right, **options
+    )
+
+
+def summary(right: dict[str, Tensor], y: Tensor) -> dict:
+    """Accuracies in per cent, from who is still right after what; None: not run."""
+    others = [name for name in right if name not in METRICS and name not in PARTS]
+    result = {name: percent(right[name]) if name in right else None for name in METRICS + others}
+    per_class = [percent(right["worst"][y == k]) for k in y.unique()]
+    result.update(worst_class=min(per_class), per_class=per_class, n=len(y))
+    result["warnings"] = ["not looked for, as companions/ is missing"]
     return result
 
 
@@ -1611,17 +1512,6 @@ def report(name: str, result: dict) -> None:
     print(f"{name}:", *(f"{k} {v:.2f}" for k, v in result.items() if type(v) is float), sep="  ")
     for warning in result["warnings"]:
         print(f"warning, gradients may be masked: {warning}")
-
-
-def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int) -> None:
-    """Prints its clean accuracy in per cent; one below twice chance stops the run."""
-    accuracy, known = percent(correct(net, x, y)), ""
-    if has_companions():
-        known = resolve({}, "companions.checkpoints:published", "accuracy")(name, classes)
-    print(f"teacher {name}: clean accuracy {accuracy} on {len(x)} test images{known}")
-    told = f"teacher {name} has clean accuracy {accuracy}, chance is {100 / classes:.1f}"
-    enough = accuracy > min(200 / classes, 50 + 50 / classes)
-    require(enough, f"{told}: a wrong file or --teacher-norm, or too few --teacher-epochs")
 
 
 # ==== 10. Checkpoints and training ================================================================
@@ -1738,6 +1628,7 @@ class Run:
         if prepare:
             student = prepare(student, self.nets, cfg, classes)
         if cfg.sync_bn:
+            require(self.device.type == "cuda", "--sync-bn needs CUDA")
             student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
         return student
 
@@ -1750,8 +1641,8 @@ class Run:
 
     def label(self) -> dict:
         """What every checkpoint says of itself."""
-        about = {"config": asdict(self.cfg), "size": self.size, "classes": self.data.classes}
-        return {"format": "infoard-1", **about}
+        cfg, classes = asdict(self.cfg), self.data.classes
+        return {"format": "infoard-1", "config": cfg, "size": self.size, "classes": classes}
 
     def state(self) -> dict:
         """Everything that a resumed run needs, of all ranks."""
@@ -1759,9 +1650,8 @@ class Run:
         generators = {name: g.get_state() for name, g in self.generators.items()}
         generators["attack"] = gathered(generators["attack"][None])
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        return (
-            self.label() | parts | {"at": vars(self.at) | {"sums": sums}, "generators": generators}
-        )
+        at = vars(self.at) | {"sums": sums}
+        return self.label() | parts | {"at": at, "generators": generators}
 
     def load(self, path: Path) -> None:
         """Brings back what state() gave, in as many ranks or in others."""
@@ -1943,54 +1833,22 @@ def trained(cfg: Config, framework: str, arch: str, teacher: str | None = None, 
 
 def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
     """The nets beside the student, as in Step: each checked, and trained if it is not given."""
-    framework, classes = get_framework(cfg.framework), len(data.classes)
-    arch = cfg.teacher_arch or replace(cfg, teacher=None).resolved().teacher_arch
-    plain = arch
-    for suffix in WRAPPERS:
-        plain = plain.removesuffix(suffix)
+    needs, classes = get_framework(cfg.framework).needs, len(data.classes)
+    usual = replace(cfg, teacher=None).resolved().teacher_arch
+    arch, plain = cfg.teacher_arch, (cfg.teacher_arch or usual).removesuffix("_ae")
     paths = {}
-    if cfg.infoard or "teacher" in framework.needs:
-        path = cfg.teacher or trained(cfg, cfg.teacher_framework, arch)
-        paths["teacher"] = path, cfg.teacher_arch
-    if cfg.transfer or "teacher_nat" in framework.needs:
+    if cfg.infoard or "teacher" in needs:
+        path = cfg.teacher or trained(cfg, cfg.teacher_framework, arch or usual)
+        paths["teacher"] = path, arch
+    if cfg.transfer or "teacher_nat" in needs:
         path = cfg.teacher_nat or trained(cfg, "natural", plain)
-        paths["teacher_nat"] = path, cfg.teacher_arch and plain
-    nets = {"teacher": None}
-    how = {"norm": cfg.teacher_norm, "dataset": cfg.dataset, "device": device}
+        paths["teacher_nat"] = path, arch and plain
+    nets, images = {"teacher": None}, test_images(data, 1000, device)
+    how = {"size": data.x_train.shape[-1], "norm": cfg.teacher_norm, "dataset": cfg.dataset}
     for name, (path, arch) in paths.items():
-        nets[name] = load_teacher(path, arch, classes, size=data.x_train.shape[-1], **how)
-        check_teacher(nets[name], *test_images(data, 1000, device), path, classes)
+        nets[name] = load_teacher(path, arch, classes, device=device, **how)
+        optional("evaluation:check_teacher")(nets[name], *images, path, classes)
     return nets
-
-
-def same_settings(old: dict, cfg: Config) -> None:
-    """One line, if a run was begun with other settings than these (its machine and files apart)."""
-    free = "device out resume figures progress attacks eval_subset eval_batch data_dir download"
-    free += " compile fast transfer"
-    if not cfg.infoard:
-        free += " asa lam_lo lam_hi steps_lo mim w_feat w_att w_rel tau"
-    old = {**asdict(Config()), **old}  # what was no option then
-    for name, value in cfg.own.items():  # settings of the framework, which once stood beside them
-        old[name] = old["own"].get(name, old.get(name, value))
-    new = {name: value for name, value in asdict(cfg).items() if name != "own"} | cfg.own
-    for name, value in new.items():
-        told = f"{cfg.out} was made with {flag_of(name)} {old[name]}, not {value}"
-        require(name in free.split() or old[name] == value, f"{told}: choose another --out")
-
-
-def check_possible(cfg: Config, device: torch.device) -> None:
-    """One line for what would fail only after hours."""
-    ranks = world()[1]
-    require(cfg.batch_size % ranks == 0, f"--batch-size must be a multiple of {ranks}, the ranks")
-    require(not cfg.sync_bn or device.type == "cuda", "--sync-bn needs CUDA")
-    chosen_attacks(cfg.attacks)
-    if {"apgd", "aa"} & {name.strip() for name in cfg.attacks.split(",")}:
-        importlib.import_module("pyautoattack")
-    if cfg.figures and has_companions():
-        importlib.import_module("matplotlib")
-    if ":" not in cfg.student:
-        with torch.device("meta"):
-            build_model(cfg.student)
 
 
 def train(cfg: Config | None = None, **given) -> dict:
@@ -1999,19 +1857,20 @@ def train(cfg: Config | None = None, **given) -> dict:
     out, device = Path(cfg.out), pick_device(cfg.device)
     finished, begun = (out / "results.json").exists(), (out / "last.pt").exists()
     if finished or begun:
-        same_settings(json.loads((out / "config.json").read_text())["settings"], cfg)
+        old = json.loads((out / "config.json").read_text())["settings"]
+        same = has_companions() or old == asdict(replace(cfg, resume=old["resume"]))
+        require(same, f"{out} was begun with other settings: choose another --out")
+        optional("runs:same_settings")(old, cfg)
     if finished:
         print(f"{out} is finished: another --out or --seed makes another run")
         return json.loads((out / "results.json").read_text())
     require(cfg.resume or not begun, f"{out} holds an unfinished run: --resume or another --out")
-    check_possible(cfg, device)
+    chosen_attacks(cfg.attacks)
+    optional("runs:check_possible")(cfg, device)
     data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
     if not begun:
-        about = {"settings": asdict(cfg), "argv": sys.argv, "python": sys.version.split()[0]}
-        about.update(torch=torch.__version__, machine=sys.platform, ranks=world()[1])
-        about.update(threads=torch.get_num_threads(), source_sha256=digest(__file__))
-        about.update(gpu=torch.cuda.get_device_name() if device.type == "cuda" else None)
-        save(out / "config.json", about | {"teacher_sha256": digest(cfg.teacher or "")})
+        about = optional("runs:provenance")(cfg, device)
+        save(out / "config.json", {"settings": asdict(cfg)} | about)
     run = Run(cfg, data, device, get_nets(cfg, data, device))
     if begun:
         run.load(out / "last.pt")
@@ -2028,7 +1887,7 @@ def evaluated(cfg: Config, net: nn.Module, data: Data, device: torch.device, **o
     """evaluate() of a net on the test images that the settings ask for."""
     x, y = test_images(data, cfg.eval_subset, device)
     options.update(eps=cfg.eps, eps_l2=cfg.eps_l2, attacks=cfg.attacks, batch_size=cfg.eval_batch)
-    return evaluate(net, x, y, classes=len(data.classes), **options)
+    return evaluate(net, x, y, **options)
 
 
 def finish(run: Run, out: Path) -> dict:
@@ -2044,12 +1903,11 @@ def finish(run: Run, out: Path) -> dict:
     if cfg.transfer:
         results["transfer"] = look(net, source=run.nets["teacher_nat"])
     if hasattr(net, "findings"):
-        results["findings"] = net.findings(
-            *test_images(run.data, cfg.eval_subset, run.device), cfg.eps
-        )
+        images = test_images(run.data, cfg.eval_subset, run.device)
+        results["findings"] = net.findings(*images, cfg.eps)
     save(out / "results.json", results)
-    if cfg.figures and has_companions():
-        resolve({}, "companions.figures:illustrate", "pictures")(run, results)
+    if cfg.figures:
+        optional("figures:illustrate")(run, results)
     report(f"{out.name} best", best)
     report(f"{out.name} last", last)
     print(f"in {out}: results.json, log.jsonl, best.pt, last.pt")
@@ -2067,39 +1925,20 @@ def number(text: str) -> float:
     return float(above) / (float(below or 1) or math.nan)
 
 
-def add_option(parser, f) -> None:
-    """The option of a field of Config."""
-    text, kind = f.metadata["help"], {"type": f.type, "metavar": f.type.__name__.upper()}
-    if f.type is float:
-        kind["type"] = number
-    if f.type is bool:
-        kind = {"action": argparse.BooleanOptionalAction}
-    elif f.metadata["choices"]:
-        kind = {"choices": f.metadata["choices"]}
-    if f.default not in (None, "") and f.type is not bool:
-        default = f"{255 * f.default:.0f}/255" if f.name in ("eps", "step_size") else f.default
-        text += f"; default: {default}"
-    parser.add_argument(flag_of(f.name), help=text, **kind)
-
-
-def make_parser(verb: str, text: str) -> argparse.ArgumentParser:
-    """A parser that gives the options that were named, and one line for a mistake."""
-    parser = argparse.ArgumentParser(
-        verb, description=text, allow_abbrev=False, argument_default=argparse.SUPPRESS
-    )
-    parser.error = lambda message: require(False, f"{message} (see --help)")
-    return parser
-
-
 def run_alone(argv: list[str]) -> None:
     """train() with the options of the command line, in one process."""
     require("LOCAL_RANK" not in os.environ, "many processes need companions/ beside this file")
     if argv and not argv[0].startswith("-"):
         raise InfoardError(f"the verb {argv[0]!r} needs companions/ beside this file")
-    parser = make_parser("infoard.py", __doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser("infoard.py", allow_abbrev=False)
+    parser.error = lambda message: require(False, f"{message} (see --help)")
     for f in fields(Config):
-        if f.name != "own":
-            add_option(parser, f)
+        about = {"help": f.metadata.get("help"), "default": argparse.SUPPRESS}
+        if f.type is bool:
+            parser.add_argument(flag_of(f.name), action=argparse.BooleanOptionalAction, **about)
+        elif f.name != "own":
+            kind = number if f.type is float else f.type
+            parser.add_argument(flag_of(f.name), type=kind, **about)
     given = vars(parser.parse_args(argv))
     if not given.get("progress", True):
         os.environ["TQDM_DISABLE"] = "1"

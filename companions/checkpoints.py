@@ -213,3 +213,33 @@ def run_export(path: str) -> None:
         export_onnx(net, written[-1], size)
     if written:
         print(f"{', '.join(written)}: x [1, 3, {size}, {size}] in [0,1] -> logits")
+
+
+# ==== 5. Whatever is not of this program ==========================================================
+
+
+def load_foreign(
+    path_or_id: str,
+    file: dict,
+    classes: int | None,
+    *,
+    arch: str | None,
+    size: int,
+    norm: str,
+    dataset: str,
+) -> nn.Module:
+    """The net of a file that is none of ours, of robustbench:ID or of module:factory.
+
+    The arguments are those of infoard.load_teacher; file: what the file holds, if it is one.
+    """
+    if ":" not in path_or_id or Path(path_or_id).exists():
+        net = from_file(file, arch, size, norm)
+    elif path_or_id.startswith("robustbench:"):
+        net = from_robustbench(path_or_id.partition(":")[2], dataset)
+    else:
+        net = I.build_model(path_or_id, classes)
+    I.require(isinstance(net, nn.Module), f"{type(net)} is no nn.Module")
+    z = I.predict(net, torch.full((2, 3, size, size), 0.5))
+    is_logits = (z < 0).any() or (z.sum(1) - 1).abs().max() > 1e-4
+    I.require(is_logits, "gives probabilities, not logits")
+    return net

@@ -10,7 +10,7 @@ infoard.py hands its command line to run() if companions/ stands beside it; alon
 import contextlib
 import inspect
 import os
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -131,6 +131,28 @@ def framework_options(argv: list[str]) -> dict:
     return I.get_framework(name).options
 
 
+def make_parser(verb: str, text: str) -> ArgumentParser:
+    """A parser that gives the options that were named, and one line for a mistake."""
+    parser = ArgumentParser(verb, description=text, allow_abbrev=False, argument_default=SUPPRESS)
+    parser.error = lambda message: I.require(False, f"{message} (see --help)")
+    return parser
+
+
+def add_option(parser, f) -> None:
+    """The option of a field of Config."""
+    text, kind = f.metadata["help"], {"type": f.type, "metavar": f.type.__name__.upper()}
+    if f.type is float:
+        kind["type"] = I.number
+    if f.type is bool:
+        kind = {"action": BooleanOptionalAction}
+    elif f.metadata["choices"]:
+        kind = {"choices": f.metadata["choices"]}
+    if f.default not in (None, "") and f.type is not bool:
+        default = f"{255 * f.default:.0f}/255" if f.name in ("eps", "step_size") else f.default
+        text += f"; default: {default}"
+    parser.add_argument(I.flag_of(f.name), help=text, **kind)
+
+
 def add_options(parser: ArgumentParser, names: list[str]) -> None:
     """An option for each of these fields of Config, in groups."""
     group = parser
@@ -138,13 +160,13 @@ def add_options(parser: ArgumentParser, names: list[str]) -> None:
         if f.name in GROUPS:
             group = parser.add_argument_group(GROUPS[f.name])
         if f.name in names:
-            I.add_option(group, f)
+            add_option(group, f)
 
 
 def parse(verb: str, argv: list[str]) -> dict:
     """The options that were given, as keywords of the verb's function."""
     function = get_verb(verb)
-    parser = I.make_parser(f"infoard.py {verb}", function.__doc__)
+    parser = make_parser(f"infoard.py {verb}", function.__doc__)
     parameters = list(inspect.signature(function).parameters.values())
     if parameters[0].name == "path":
         parser.add_argument("path", metavar="CKPT")

@@ -20,6 +20,7 @@ G = KL(T(x+d)-T(x-d)||S(x+d)-S(x-d)); h = 5 (H - min H), H: the entropy of T(x')
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
@@ -222,3 +223,19 @@ IAD = I.Framework(iad, needs=("teacher",), defaults={"beta": 0.1, "temperature":
 MTARD = I.Framework(mtard, needs=("teacher", "teacher_nat"))
 IGDM = I.Framework(igdm, needs=("teacher",), defaults={"alpha": 1.0, "lam_hi": 2.0}, static=True)
 SAAD = I.Framework(saad, needs=("teacher",), defaults={"alpha": 1.0, "beta": 0.0}, static=True)
+
+
+# ==== 5. What frameworks of anyone's own say ======================================================
+
+
+def check_framework(framework: I.Framework) -> None:
+    """One line for what a Framework says wrong of itself."""
+    known = [f.name for f in fields(I.Config)]
+    nets = isinstance(framework.needs, tuple) and {*framework.needs} <= {"teacher", "teacher_nat"}
+    I.require(nets, f"needs must be a tuple such as ('teacher',), not {framework.needs!r}")
+    strange = ", ".join(name for name in framework.defaults if name not in known)
+    I.require(not strange, f"defaults are those of Config, options are your own: {strange}")
+    for name, option in framework.options.items():
+        pair = isinstance(option, tuple) and len(option) == 2
+        I.require(pair, f"an option is a pair (default, help), not {name}: {option!r}")
+        I.require(name not in known, f"an option of your own cannot be called {name}")

@@ -5,12 +5,15 @@ as those of infoard.py do; infoard.MODELS names them. For equal seeds the initia
 same only if layers are made in the order in which they stand here.
 """
 
+import inspect
+import re
 from collections import OrderedDict
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import infoard as I
 from infoard import conv, in_a_row, stage
 
 
@@ -155,3 +158,39 @@ def mobilenet_v2(classes: int = 10, size: int = 32) -> nn.Sequential:
         "relu2": nn.ReLU(),
     }
     return in_a_row(size, conv1, layers, nn.Linear(1280, classes))
+
+
+# ==== Nets by name ================================================================================
+
+WRAPPERS = {"_ae": "companions.mid:Autoencoder"}  # suffix of a model's name: wrapper(net, size)
+
+
+def from_factory(name: str, classes: int | None) -> nn.Module:
+    """The net of anyone's module:factory, which gets num_classes if it takes that."""
+    factory = I.resolve({}, name, "net")
+    takes = inspect.signature(factory).parameters.values()
+    kinds = {p.kind for p in takes}
+    any_keyword = inspect.Parameter.VAR_KEYWORD in kinds
+    bare = inspect.Parameter.VAR_POSITIONAL in kinds  # a class without an __init__ of its own
+    told = (any_keyword and not bare) or any(p.name == "num_classes" for p in takes)
+    net = factory(num_classes=classes) if told and classes else factory()
+    I.require(isinstance(net, nn.Module), f"{name} gives a {type(net).__name__}, no nn.Module")
+    return net
+
+
+def by_name(name: str, classes: int | None = 10, size: int = 32, **options) -> nn.Module:
+    """A net of infoard.MODELS, any wrn_<depth>_<width>[_silu] with depth 6n + 4, or module:factory.
+
+    NAME_ae: one of these with a decoder. Options are those of the net's own function.
+    """
+    if ":" in name:
+        return from_factory(name, classes)
+    for suffix in WRAPPERS:
+        if name.endswith(suffix):
+            net = by_name(name.removesuffix(suffix), classes, size, **options)
+            return I.resolve(WRAPPERS, suffix, "wrapper")(net, size)
+    wide = re.fullmatch(r"wrn_(\d+)_([1-9]\d*)(_silu)?", name)
+    if wide and int(wide[1]) in range(10, 10_000, 6):
+        options.update(depth=int(wide[1]), width=int(wide[2]), silu=wide[3] is not None)
+        return wide_resnet(classes, size, **options)
+    return I.resolve(I.MODELS, name, "model")(classes, size, **options)

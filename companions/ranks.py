@@ -11,7 +11,7 @@ each other (sums, rows of a batch, gradients) is in infoard.py itself.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch
@@ -65,3 +65,19 @@ def all_ranks(device: str = "auto") -> Iterator[None]:
         told = "another rank is gone: start all again with --resume"
         I.require(not lost, f"{told}; {str(error)[:99]}")
         raise
+
+
+def rank_0_first(load: Callable) -> Callable:
+    """load, for which the other ranks wait until rank 0 is done: they find what it has made."""
+
+    def in_turn(*args, **options):
+        rank = I.world()[0]
+        if rank != 0:
+            I.barrier()
+        try:
+            return load(*args, **options)
+        finally:
+            if rank == 0:
+                I.barrier()
+
+    return in_turn

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import infoard as I
-from companions import checkpoints
+from companions import checkpoints, evaluation
 from test_infoard import noise, one_line
 
 each = pytest.mark.parametrize
@@ -317,9 +317,9 @@ def test_only_a_teacher_above_twice_chance_passes(right, monkeypatch, capsys):
     monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
     if right < 20:
         with pytest.raises(I.InfoardError, match="chance is 10"):
-            I.check_teacher(None, X, None, "t", 10)
+            evaluation.check_teacher(None, X, None, "t", 10)
         return
-    I.check_teacher(None, X, None, "my-Zhang2019Theoretically.pt", 10)
+    evaluation.check_teacher(None, X, None, "my-Zhang2019Theoretically.pt", 10)
     out = capsys.readouterr().out
     assert f"accuracy {right}.0 on" in out
     assert "84.92" in out

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import infoard as I
-from companions import frameworks, nets
+from companions import evaluation, frameworks, nets
 from test_infoard import (
     F64,
     SMALL,
@@ -325,7 +325,7 @@ def test_mtards_memory_is_kept_by_the_run(lab):
 
 
 def test_natural_teachers_of_any_kind_are_taken(lab, tmp_path, monkeypatch):
-    monkeypatch.setattr(I, "check_teacher", lambda *args: None)
+    monkeypatch.setattr(evaluation, "check_teacher", lambda *args: None)
     torch.save(nets.mobilenet_v2().state_dict(), tmp_path / "mob.pt")
     given = {"teacher": lab.teacher, "teacher_nat": str(tmp_path / "mob.pt")}
     cfg = I.Config(framework="mtard", **given).resolved()
@@ -354,3 +354,18 @@ def test_radii_of_twice_eps_are_for_two_alone(dataset):  # their label is T(x'):
     assert {name for name, value in widest.items() if value == 2} == {"adaad", "igdm"}
     assert {value for value in widest.values()} == {1.5, 2}
     assert I.Config(framework="igdm", lam_hi=1.2).resolved().lam_hi == 1.2
+
+
+SLIPS = [  # what is said of a framework, and the words of the line that refuses it
+    ({"needs": "teacher"}, "tuple"),
+    ({"needs": ("teachers",)}, "tuple"),
+    ({"defaults": {"gamma": 0.5}}, "options are your own"),
+    ({"options": {"gamma": 0.7}}, "pair"),
+    ({"options": {"alpha": (0.7, "help")}}, "cannot be called alpha"),
+]
+
+
+@each("said, words", SLIPS)
+def test_a_framework_that_says_something_wrong_of_itself_is_refused(said, words):
+    with pytest.raises(I.InfoardError, match=words):
+        frameworks.check_framework(I.Framework(I.at, **said))

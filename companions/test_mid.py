@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import infoard as I
-from companions import mid
+from companions import evaluation, mid
+from companions.runs import same_settings
 from companions.test_namid import check_resumed, kinds_kept, used
 from test_infoard import (
     F64,
@@ -379,9 +380,9 @@ def test_runs_made_when_the_pool_was_an_option_of_all_go_on():
     cfg = I.Config(framework="mid", own={"pool": "clean,bim"}).resolved()
     made = {**vars(cfg), "pool": "clean,bim", "mi_bound": "dv", "mi_ramp": 1.0}
     del made["own"]  # there was no such option
-    I.same_settings(made, cfg)
+    same_settings(made, cfg)
     with pytest.raises(I.InfoardError, match="choose another --out"):
-        I.same_settings({**made, "pool": "clean,cw"}, cfg)
+        same_settings({**made, "pool": "clean,cw"}, cfg)
 
 
 REFUSED = [
@@ -406,7 +407,9 @@ def test_mid_refuses_what_it_cannot_use(desk, options, why, capsys):
 
 def test_mid_trains_end_to_end_and_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(I, "check_teacher", lambda *args: None)  # one epoch teaches it nothing
+    monkeypatch.setattr(
+        evaluation, "check_teacher", lambda *args: None
+    )  # one epoch teaches it nothing
     options = {"framework": "mid", "teacher_epochs": 1, "subset": 130, "transfer": True}
     whole = check_resumed(tmp_path, figures=True, **options)
     assert whole["transfer"]["n"] == 40 and {"best", "last"} <= whole.keys()

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import infoard as I
-from companions import namid
+from companions import evaluation, namid
+from companions.runs import same_settings
 from test_infoard import (
     F64,
     SMALL,
@@ -369,7 +370,9 @@ def kinds_kept():
 
 def test_namid_trains_end_to_end_and_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(I, "check_teacher", lambda *args: None)  # one epoch teaches it nothing
+    monkeypatch.setattr(
+        evaluation, "check_teacher", lambda *args: None
+    )  # one epoch teaches it nothing
     steps = steps_seen(monkeypatch)
     options = {"framework": "namid", "teacher_epochs": 1, "subset": 130, "transfer": True}
     whole = check_resumed(tmp_path, figures=True, **options)
@@ -445,9 +448,9 @@ def test_runs_made_when_these_were_options_of_all_go_on():
     cfg = I.Config(framework="namid", own={"mi_bound": "jsd", "mi_lambda": 0.3}).resolved()
     made = {**vars(cfg), **old}
     del made["own"]  # there was no such option
-    I.same_settings(made, cfg)
+    same_settings(made, cfg)
     with pytest.raises(I.InfoardError, match="made with --mi-lambda .*choose another --out"):
-        I.same_settings({**made, "mi_lambda": 0.1}, cfg)
+        same_settings({**made, "mi_lambda": 0.1}, cfg)
 
 
 @each("framework", ["namid", "namid_trades"])
@@ -540,7 +543,7 @@ def test_measured_intervals_are_those_of_the_values(lab):
 
 
 def test_measurement_of_a_checkpoint_is_made_once(desk, capsys, monkeypatch):
-    monkeypatch.setattr(I, "check_teacher", lambda *args: None)
+    monkeypatch.setattr(evaluation, "check_teacher", lambda *args: None)
     line = "mi teacher.pt --teacher-epochs 1 --device cpu --steps 1 --eval-subset 40"
     line = [*line.split(), "--critic-dim", "16", "--no-progress"]
     assert I.main(line) == 0

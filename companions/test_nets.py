@@ -179,3 +179,24 @@ def test_taps_find_the_last_map_of_each_resolution(name):
     widths = I.Taps(I.build_model(name), torch.rand(2, 3, 32, 32)).widths
     last = list(STAGES[name].values())[-1]
     assert widths == {**STAGES[name], "penultimate": last}
+
+
+def factory_with_classes(num_classes):
+    return I.tiny(num_classes)
+
+
+def factory_with_options(**options):
+    return I.tiny(options["num_classes"])
+
+
+def factory_without(width=4):
+    return I.tiny(5, 32, width)
+
+
+@each(
+    "name, classes",
+    [("factory_with_classes", 7), ("factory_with_options", 7), ("factory_without", 5)],
+)
+def test_factories_are_told_the_classes_if_they_ask(name, classes):
+    net = I.build_model(f"{__name__}:{name}", 7)
+    assert net.linear.out_features == classes

@@ -242,7 +242,7 @@ def test_ranks_end_with_the_same_net_and_its_results(work):
     results = json.loads((top / "whole/results.json").read_text())["last"]
     net = I.load_teacher(f"{top}/whole/last.pt")
     x, y = I.test_images(SMALL, 40, CPU)
-    again = I.evaluate(net, x, y, attacks="clean,fgsm", batch_size=10, classes=10)
+    again = I.evaluate(net, x, y, attacks="clean,fgsm", batch_size=10)
     assert results["clean"] == again["clean"] and results["fgsm"] == again["fgsm"]
     assert printed.count("2 x cpu") == 3  # of whole, broken and broken again, by rank 0 alone
 
@@ -342,3 +342,23 @@ def test_rank_0_alone_prints(rank, printed, monkeypatch, capsys):
     assert capsys.readouterr().out == printed
     print("outside")
     assert capsys.readouterr().out == "outside\n"
+
+
+@each("rank, order", [(0, ["load", "barrier"]), (1, ["barrier", "load"])])
+@each("fails", [False, True])
+def test_rank_0_goes_first_and_lets_the_others_go_even_if_it_fails(rank, order, fails, monkeypatch):
+    done = []
+
+    def load(name, size=1):
+        done.append("load")
+        I.require(not fails, "no data")
+        return name * size
+
+    monkeypatch.setattr(I, "world", lambda: (rank, 2))
+    monkeypatch.setattr(I, "barrier", lambda: done.append("barrier"))
+    in_turn = ranks.rank_0_first(load)
+    if fails:
+        pytest.raises(I.InfoardError, in_turn, "ab")
+    else:
+        assert in_turn("ab", size=2) == "abab"
+    assert done == order

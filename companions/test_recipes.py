@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import infoard as I
-from companions import cli, tables
+from companions import cli, evaluation, tables
 from companions import recipes as R
 from test_infoard import ROOT, each, one_line
 
@@ -628,7 +628,7 @@ def test_smoke_tables_killed_and_restarted_give_the_same_files(tmp_path, monkeyp
     data = I.render_shapes(400, 100)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(I.DATASETS, "shapes", lambda data_dir, **options: data)
-    monkeypatch.setattr(I, "check_teacher", lambda *args: None)
+    monkeypatch.setattr(evaluation, "check_teacher", lambda *args: None)
     torch.save(I.build_model("tiny").state_dict(), "teacher.pt")
     cells = [run for run in R.table_runs("smoke") if run.out.endswith("/s0")]
     for run in cells:

@@ -1,0 +1,105 @@
+"""What infoard.evaluate says besides accuracies, and what is asked of a teacher before it teaches.
+
+Confidence intervals, warnings of masked gradients, the images of nets that make some, and whether a
+teacher is above chance. infoard.py asks for these by name and, alone, does without.
+
+[Wilson] E. B. Wilson, JASA 1927     [Masked] Athalye et al., 1802.00420
+"""
+
+import math
+
+from torch import Tensor, nn
+
+import infoard as I
+from companions.checkpoints import published
+
+# ==== 1. Confidence ===============================================================================
+
+
+def interval(share: float, n: int) -> list[float]:
+    """Wilson's 95% interval of a share of n samples, in per cent [Wilson]."""
+    z = 1.96 / math.sqrt(n)
+    half = z * math.sqrt(share * (1 - share) + z * z / 4)
+    middle = share + z * z / 2
+    return [round(100 * (middle + side) / (1 + z * z), 2) for side in (-half, half)]
+
+
+def intervals(right: dict[str, Tensor]) -> dict[str, list[float]]:
+    """That of each column but for AutoAttack's parts, from who is still right after what."""
+    shown = {name: hits.double() for name, hits in right.items() if name not in I.PARTS}
+    return {name: interval(hits.mean().item(), len(hits)) for name, hits in shown.items()}
+
+
+# ==== 2. Masked gradients =========================================================================
+# Where gradients lead nowhere, PGD fails and the net is no safer for it [Masked].
+
+
+def masking(right: dict[str, Tensor], far: float = 0.0) -> list[str]:
+    """Warnings, from who is still right after what; far: per cent that survive 64/255."""
+    warnings = []
+    for name in ("cw", "apgd", "aa"):
+        if name in right and "pgd_sat" in right:
+            gap = I.percent(right["pgd_sat"]) - I.percent(right[name])
+            if gap >= 8:
+                warnings.append(f"{name} is {gap:.1f} points under PGD-20")
+    if "aa" in right and right["clean"].any():
+        by_square = (right["fab-t"] & ~right["aa"])[right["clean"]]
+        if I.percent(by_square) > 1:
+            warnings.append("Square, which uses no gradients, beats APGD")
+    if far > 1:
+        warnings.append(f"{far}% of the right ones survive eps = 64/255")
+    return warnings
+
+
+def survivors(net: nn.Module, x: Tensor, y: Tensor, clean: Tensor, seed=0, batch_size=0) -> float:
+    """Per cent of at most 256 images that are right and survive 64/255, which nothing should."""
+    if not clean.any():
+        return 0.0
+    some = clean.nonzero().squeeze(1)[:: int(clean.sum()) // 256 + 1]
+    device = next(net.parameters()).device
+    huge = I.repeatable(I.pgd_sat, device, seed, eps=64 / 255)
+    return I.percent(I.correct(net, x[some], y[some], huge, batch_size))
+
+
+# ==== 3. What evaluate and a run ask for ==========================================================
+
+
+def look_closer(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    right: dict[str, Tensor],
+    *,
+    eps: float = 8 / 255,
+    eps_l2: float = 0.5,
+    batch_size: int = 0,
+    seed: int = 0,
+    source: nn.Module | None = None,
+) -> dict:
+    """What is added to a result of infoard.evaluate, from its arguments and who is still right.
+
+    ci95; warnings, which no attack on another net can give; and what the method quality of a net
+    that makes images, such as MID's, says of x and x'.
+    """
+    more = {"ci95": intervals(right), "warnings": []}
+    if source is None:
+        far = 0.0
+        if "pgd_sat" in right and "pgd_trades" in right:  # what pgd stands for
+            far = survivors(model, x, y, right["clean"], seed, batch_size)
+        more["warnings"] = masking(right, far)
+    if hasattr(model, "quality"):
+        device = next(model.parameters()).device
+        x_b, y_b = I.to_float(x[:256], device), y[:256].to(device)
+        attack = I.repeatable(I.pgd_sat, device, seed, eps=eps)
+        more.update(model.quality(x_b, attack(source or model, x_b, y_b)))
+    return more
+
+
+def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int) -> None:
+    """Prints its clean accuracy in per cent; one below twice chance stops the run."""
+    accuracy = I.percent(I.correct(net, x, y))
+    known = published(name, classes)
+    print(f"teacher {name}: clean accuracy {accuracy} on {len(x)} test images{known}")
+    told = f"teacher {name} has clean accuracy {accuracy}, chance is {100 / classes:.1f}"
+    enough = accuracy > min(200 / classes, 50 + 50 / classes)
+    I.require(enough, f"{told}: a wrong file or --teacher-norm, or too few --teacher-epochs")
