@@ -2259,7 +2259,7 @@ CUTS = {  # how to use it, the most lines that it may drag along, itself include
     "teacher_student_objective": (use_teacher_student_objective, 15),
     "rslad": (use_rslad, 25),
     "adaad": (use_adaad, 27),
-    "Step": (use_step, 372),
+    "Step": (use_step, 400),
     "still_right": (use_still_right, 120),
     "evaluate": (use_evaluate, 310),
 }

@@ -270,10 +270,11 @@ def test_a_schedule_begins_with_one_step_unless_told_otherwise():
 def test_effects_take_one_thing_away():
     cfg = I.Config(compile=False, amp="bf16", steps_lo=1).resolved()
     kinds = bench.kinds_without(cfg)
-    assert list(kinds) == ["ordinary", "plain", "fp32", "unfrozen", "nchw", "compiled"]
+    assert list(kinds) == ["ordinary", "plain", "fp32", "eager", "unfrozen", "nchw", "compiled"]
     assert having(kinds, "amp", "off") == ["ordinary", "fp32"]
     assert having(kinds, "unfrozen") == ["ordinary", "unfrozen"]
     assert having(kinds, "nchw") == ["ordinary", "nchw"]
+    assert having(kinds, "fast", False) == ["eager", "unfrozen"]
     assert having(kinds, "compile") == ["compiled"]
     assert having(kinds, "infoard") == []
     assert having(kinds, "steps_lo", 0) == list(kinds)
@@ -495,7 +496,7 @@ def test_effects_are_those_of_one_framework(tmp_path, peaks, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda net: net)
     bench.run_effects(rounds=1, framework="at", amp="bf16", out=str(tmp_path), **TOY)
     rows = rows_in(tmp_path)
-    kinds = ["ordinary", "plain", "fp32", "unfrozen", "nchw", "compiled"]
+    kinds = ["ordinary", "plain", "fp32", "eager", "unfrozen", "nchw", "compiled"]
     assert list(rows) == [f"at/{kind}" for kind in kinds]
     assert len({row["flops"] for row in rows.values()}) == 1  # no effect is less work
 
