@@ -2324,7 +2324,8 @@ def test_larger_images_are_halved_first(size):
     net = I.build_model("resnet18", 10, size)
     names = [name for name, _ in net.named_children()]
     stem = net[: names.index("layer1")]
-    assert stem(torch.rand(2, 3, size, size)).shape == (2, 64, 32, 32)
+    pixels = 64 if size == 64 else 32  # the field's nets keep Tiny-ImageNet's resolution
+    assert stem(torch.rand(2, 3, size, size)).shape == (2, 64, pixels, pixels)
 
 
 RESNET_KEYS = ["layer2.0.shortcut.0.weight", "layer4.0.shortcut.1.running_var", "linear.bias"]
@@ -2456,6 +2457,17 @@ def test_an_average_of_weights_is_what_is_loaded():
     loaded = I.load_own(file)
     for name, value in average.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+
+
+@each("name, half", [("resnet18", "resnet18_half"), ("tiny", "tiny_half")])
+def test_checkpoints_that_halved_64_pixels_still_load(name, half):
+    net = with_statistics(I.build_model(half, 10, 64))
+    old = own_file(net, name) | {"size": 64}
+    x = rand(2, 3, 64, 64).float()
+    near(I.load_own(old).eval()(x), net(x), 0.0)
+    new = old | {"config": {"student": name, "benchmark": None}}
+    same = (I.load_own(new).eval()(x) - net(x)).abs().max() < 1e-6
+    assert same == (name == "tiny")  # whose first convolution always halves
 
 
 def test_own_checkpoints_of_another_net_are_refused(tmp_path):
@@ -3053,23 +3065,35 @@ def test_an_image_that_does_not_fit_is_an_error():
         I.correct(LimitedMemory(0), SMALL.x_test[:3], SMALL.y_test[:3])
 
 
+def checking(right, classes, monkeypatch):
+    """check_teacher without companions, of a net that is right on so many of 100 images."""
+    monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
+    monkeypatch.setattr(I, "has_companions", lambda: False)
+    return partial(I.check_teacher, None, torch.zeros(100, 3), None, "t.pt", classes)
+
+
 @each("right", [10, 19, 20, 21, 100])
 def test_only_a_teacher_above_twice_chance_passes(right, monkeypatch, capsys):
-    monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
-    check = partial(I.check_teacher, None, torch.zeros(100, 3), None, "t.pt", 10)
+    check = checking(right, 10, monkeypatch)
+    told = f"teacher t.pt: clean accuracy {right}.0 on 100 test images"
     if right > 20:
         check()
+        assert capsys.readouterr().out == f"{told}\n"
     else:
-        with pytest.raises(I.InfoardError, match="chance is 10") as error:
+        with pytest.raises(I.InfoardError, match=f"{told}; chance is 10.0") as error:
             check()
         assert one_line(error.value)
-    assert f"t.pt: clean accuracy {right}.0 on 100" in capsys.readouterr().out
+
+
+@each("right", [10, 20, 21, 100])
+def test_a_weak_teacher_that_was_trained_here_only_warns(right, monkeypatch, capsys):
+    checking(right, 10, monkeypatch)(given=False)
+    assert ("warning" in capsys.readouterr().out) == (right <= 20)
 
 
 @each("right, passes", [(75, False), (76, True)])
 def test_of_two_classes_a_teacher_must_know_halfway_to_all(right, passes, monkeypatch):
-    monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
-    check = partial(I.check_teacher, None, torch.zeros(100, 3), None, "t.pt", 2)
+    check = checking(right, 2, monkeypatch)
     if passes:
         check()
     else:
@@ -3873,11 +3897,11 @@ REFUSED = [
     ("--teacher three.pt", "3 classes, the data have 10"),
     ("--teacher untrained.pt", "chance is 10"),
     ("--teacher teacher.pt --teacher-arch resnet18", "holds a tiny, not the resnet18"),
-    ("--teacher list.pt", "holds code or no dict"),
+    ("--teacher list.pt", "holds a list, no dict"),
     ("--teacher code.pt", "holds code"),
     ("--teacher text.pt", "truncated"),
     ("--teacher empty.pt", "truncated"),
-    ("--teacher html.pt", "truncated"),
+    ("--teacher html.pt", "is a web page"),
     ("--teacher nets:probs", "probabilities"),
     ("--teacher nets:text", "nn.Module"),
     ("--teacher nets:three", "3 classes, the data have 10"),
@@ -4056,8 +4080,8 @@ MISSING = [  # what companions hold, and how the line names it
     ("--student tiny_ae", "companions.mid:Autoencoder"),
     ("--attacks clean,pgd_l2", "companions.attacks:pgd_l2"),
     ("--dataset cifar10 --student tiny", "companions.datasets:cifar10"),
-    ("--teacher stranger.pt", "companions.checkpoints:from_file"),
-    ("--teacher robustbench:Any", "companions.checkpoints:from_robustbench"),
+    ("--teacher stranger.pt", "another program's file: it needs companions/"),
+    ("--teacher robustbench:Any", "cannot import the net robustbench:Any"),
 ]
 
 
