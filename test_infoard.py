@@ -3065,11 +3065,11 @@ def test_an_image_that_does_not_fit_is_an_error():
         I.correct(LimitedMemory(0), SMALL.x_test[:3], SMALL.y_test[:3])
 
 
-def checking(right, classes, monkeypatch):
+def checking(right, classes, monkeypatch, name="t.pt"):
     """check_teacher without companions, of a net that is right on so many of 100 images."""
     monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
     monkeypatch.setattr(I, "has_companions", lambda: False)
-    return partial(I.check_teacher, None, torch.zeros(100, 3), None, "t.pt", classes)
+    return partial(I.check_teacher, None, torch.zeros(100, 3), None, name, classes)
 
 
 @each("right", [10, 19, 20, 21, 100])
@@ -3087,7 +3087,7 @@ def test_only_a_teacher_above_twice_chance_passes(right, monkeypatch, capsys):
 
 @each("right", [10, 20, 21, 100])
 def test_a_weak_teacher_that_was_trained_here_only_warns(right, monkeypatch, capsys):
-    checking(right, 10, monkeypatch)(given=False)
+    checking(right, 10, monkeypatch, "runs/teachers/a/best.pt")()
     assert ("warning" in capsys.readouterr().out) == (right <= 20)
 
 

@@ -35,7 +35,7 @@ from companions import nets, zoo
 
 # ==== 1. Files ====================================================================================
 
-DOWNLOADS = "runs/teachers/files"
+DOWNLOADS = "runs/downloads"
 
 
 def download(address: str) -> str:
@@ -782,15 +782,15 @@ def training_of(name: str) -> str:
     )
 
 
-def judge(
-    net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int, given: bool, weak: bool
-) -> str:
+def judge(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int, weak: bool) -> str:
     """What is to be said beside the clean accuracy of a teacher; stops where its pixels are wrong.
 
     That another normalisation than the one taken is right shows in its accuracy, which is tried
     where the file does not tell it, or where the net is near chance.
     """
-    said = zoo.published(name, classes) if given else training_of(name)
+    said = zoo.published(name, classes)
+    if name.startswith("runs/teachers/"):
+        said = training_of(name)
     guessed = getattr(net, "guessed", None)  # None: no file of a stranger
     if guessed or (weak and guessed is not None):
         norm, best, now = best_norm(net, *some(x, y, 100))
@@ -800,7 +800,14 @@ def judge(
     if weak:
         return said
     small = sum(p.numel() for p in net.parameters()) < 1_000_000
-    x, y = some(x, y, 200 if small or next(net.parameters()).is_cuda else 50)
+    on_gpu = next(net.parameters()).is_cuda
+    if on_gpu:
+        n = 500
+    elif small:
+        n = 100
+    else:
+        n = 50
+    x, y = some(x, y, n)
     robust, entropy = under_attack(net, x, y)
     told = f"; {100 * robust:.1f} under PGD-10 on {len(x)} of them, where its entropy is"
     return f"{said}{told} {entropy:.2f} of {math.log(classes):.2f} nats"
@@ -824,7 +831,9 @@ def export_onnx(net: nn.Module, path: str, size: int) -> None:
 def run_export(path: str) -> None:
     """Write plain weights, and safetensors and ONNX where installed; without critics."""
     net = I.load_teacher(path).to(memory_format=torch.contiguous_format)
-    size = I.load_tensors(path).get("size", 32)
+    size = 32
+    if Path(path).exists():
+        size = read(path).get("size", 32)
     stem = Path(path).with_suffix("")
     I.save(Path(f"{stem}.weights.pt"), net.state_dict())
     print(f"{stem}.weights.pt: {sum(p.numel() for p in net.parameters()):,} parameters")
