@@ -208,7 +208,7 @@ class Config:
     val_size: int = opt(1000, "training images kept to choose `best`, at most a tenth", low=0)
     image_size: int = opt(0, "pixels to resize to; 0: as they are, or as the first one", low=0)
     student: str = opt(None, "a name in MODELS, wrn_<depth>_<width>, or module:factory")
-    benchmark: str = opt(None, "data set of RobustBench that a folder is: cifar10 or cifar100")
+    benchmark: str = opt(None, "what a folder is in RobustBench", "cifar10 cifar100 imagenet")
     teacher: str = opt(None, "file, https://..., robustbench:ID, module:factory; else trained once")
     teacher_arch: str = opt(None, "a teacher to train, or the one that a file must hold")
     teacher_norm: str = opt("none", "normalisation: a name such as cifar10, or m,m,m/s,s,s")

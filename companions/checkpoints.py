@@ -120,6 +120,9 @@ def read_torch(path: Path) -> dict:
             told = f"{path} holds code, {name}, which is not run. If you trust it, convert it where"
             line = CONVERT.format(path=path)
             raise I.InfoardError(f'{told} its code is installed: python -c "{line}"') from None
+        if "TorchScript" in str(error):
+            told = f"{path} is a TorchScript archive: save torch.jit.load(...).state_dict()"
+            raise I.InfoardError(told) from None
         told = f"{path} is truncated or no PyTorch file"
         raise I.InfoardError(f"{told}: get it again, or save its state_dict() alone") from None
     told = f"{path} holds a {type(content).__name__}, no dict: save a state_dict()"
@@ -542,9 +545,10 @@ def choose_norm(
     """(layer, what is said of it, whether it is a guess): the file's, the one told, by its name."""
     if own:
         told = "" if norm == "none" else ", which counts, not --teacher-norm"
-        mean, std = (value.flatten() for value in own)
-        I.require(len(mean) == len(std) == 3, "has a normalisation of other than three channels")
-        return I.Normalize(mean.float(), std.float()), f"normalised as it says itself{told}", False
+        fits = all(value.numel() in (1, 3) for value in own)
+        I.require(fits, "has a normalisation of other than three channels")
+        mean, std = (value.float().flatten().expand(3) for value in own)
+        return I.Normalize(mean, std), f"normalised as it says itself{told}", False
     if norm != "none":
         return normaliser(norm), f"normalised by {norm}", False
     if known.norm:
@@ -797,6 +801,8 @@ def judge(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int, weak: b
         fits = f"{best} with --teacher-norm {norm}, {now} as it is, on 100 images"
         told = f"teacher {name} has clean accuracy {fits}: say which one is meant"
         I.require(best < now + 5, f"{told} (as it is: --teacher-norm 0/1)")
+        if weak:
+            said += "; no known normalisation helps"
     if weak:
         return said
     small = sum(p.numel() for p in net.parameters()) < 1_000_000

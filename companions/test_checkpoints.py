@@ -530,6 +530,30 @@ def test_pixels_are_normalised_as_it_is_said(norm, here):
     near(I.load_teacher("t.pt", norm=norm)(X), trained_looking("tiny")(NORMALISED[norm](X)))
 
 
+def huang(weights, last):
+    """The names of Huang's files for those of ours."""
+    names = {}
+    for key, value in weights.items():
+        key = re.sub(r"^conv1\.", "stem_conv.", key)
+        key = re.sub(r"^block(\d)\.", lambda m: f"blocks.{int(m[1]) - 1}.", key)
+        if last == "norm1":
+            key = re.sub(r"^bn1\.", "norm1.", key)
+            key = key.replace("convShortcut.", "shortcut.0.")
+        names[key] = value
+    return names
+
+
+@each("last, arch", [("bn1", None), ("norm1", "wide_resnet_silu"), ("norm1", "wide_resnet_relu")])
+def test_stages_of_any_width_and_depth_load(last, arch, here):
+    silu = arch == "wide_resnet_silu"
+    net = nets.wide_resnet(10, 32, silu=silu, blocks=(1, 2, 1), channels=(32, 64, 48)).eval()
+    write("t", huang(net.state_dict(), last))
+    near(I.load_teacher("t.pt", arch)(X), net(X))
+    if arch:
+        with pytest.raises(I.InfoardError, match="do not tell its activation"):
+            I.load_teacher("t.pt")
+
+
 def test_an_image_without_contrast_is_standardised_too():
     grey = torch.full((2, 3, 8, 8), 0.3)
     assert torch.equal(nets.Standardize()(grey), torch.zeros_like(grey))
@@ -695,6 +719,13 @@ def test_safetensors_of_the_package_are_read(here):
     for key, value in weights.items():
         assert torch.equal(read[key], value)
         assert read[key].dtype == value.dtype
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_torchscript_archive_is_named(here):
+    torch.jit.trace(I.tiny().eval(), X).save("t.pt")
+    with pytest.raises(I.InfoardError, match="TorchScript archive: save"):
+        I.load_teacher("t.pt")
 
 
 @each("cut", [4, 20, 2000])
