@@ -215,9 +215,10 @@ class Config:
     val_size: int = opt(1000, "training images kept to choose `best`, at most a tenth", low=0)
     image_size: int = opt(0, "pixels to resize to; 0: as they are, or as the first one", low=0)
     student: str = opt(None, "a name in MODELS, wrn_<depth>_<width>, or module:factory")
-    teacher: str = opt(None, "file, robustbench:ID or module:factory; default: train one, once")
+    benchmark: str = opt(None, "what a folder is in RobustBench", "cifar10 cifar100 imagenet")
+    teacher: str = opt(None, "file, https://..., robustbench:ID, module:factory; else trained once")
     teacher_arch: str = opt(None, "a teacher to train, or the one that a file must hold")
-    teacher_norm: str = opt("none", "normalisation a file expects: none, cifar10, cifar100")
+    teacher_norm: str = opt("none", "normalisation: a name such as cifar10, or m,m,m/s,s,s")
     teacher_nat: str = opt(None, "an undefended net, for mtard or to transfer from")
     teacher_framework: str = opt(None, "that of a missing teacher", "trades at natural autoencoder")
     teacher_epochs: int = opt(None, "epochs for a missing teacher; default: --epochs", low=1)
@@ -1181,9 +1182,9 @@ def stage(block: Callable, c_in: int, c: int, n: int, stride: int) -> nn.Sequent
 
 
 def in_a_row(size: int, conv1: nn.Conv2d, layers: dict, head: nn.Linear, name: str = "linear"):
-    """normalise, conv1, layers, pool, head; 64 pixels are halved first, 128 and more quartered."""
+    """normalise, conv1, layers, pool, head; above 64 pixels they are halved, from 128 quartered."""
     first = OrderedDict(normalize=Normalize(), conv1=conv1)
-    if size >= 64:
+    if size > 64:
         conv1.stride = (2, 2)
     if size >= 128:
         first["shrink"] = nn.MaxPool2d(2)
@@ -1239,14 +1240,22 @@ def load_tensors(path: str | Path) -> dict:
         raise InfoardError(f"{told}: get it again, or save its state_dict() alone") from None
 
 
+def was_halved(file: dict) -> bool:
+    """Whether a checkpoint is of the time when the first convolution halved 64 pixels."""
+    return file["size"] == 64 and "benchmark" not in file["config"]
+
+
 def load_own(file: dict, arch: str | None = None) -> nn.Module:
     """The net that a checkpoint of this program evaluates: the average of weights if it has one."""
+    require(file.get("format") == "infoard-1", "another program's file: it needs companions/")
     weights, name = file["model"], file["config"]["student"]
     if "ema" in file:
         weights = {k.removeprefix("module."): v for k, v in file["ema"].items()}
         weights.pop("n_averaged")
     require(arch in (None, name), f"holds a {name}, not the {arch} asked for")
     classes = len(file["classes"]) or len(list(weights.values())[-1])
+    if was_halved(file) and ":" not in name:
+        name = name.removesuffix("_ae") + "_half" + ("_ae" if name.endswith("_ae") else "")
     with torch.random.fork_rng([]):
         net = build_model(name, classes, file["size"])
     net.load_state_dict(weights)
@@ -1263,25 +1272,26 @@ def load_teacher(
     dataset: str = "cifar10",
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """A frozen net in eval mode, from a file, robustbench:ID or module:factory.
+    """A frozen net in eval mode, from a file or address, robustbench:ID or module:factory.
 
-    What a stranger's file does not tell must be said: norm, arch "wrn_28_10_silu".
+    What a stranger's file does not tell must be said: norm, arch "wrn_28_10_silu". dataset: which
+    benchmark of RobustBench.
     """
     try:
-        is_file = ":" not in path_or_id or Path(path_or_id).exists()
-        file = load_tensors(path_or_id) if is_file else {}
-        if file.get("format") == "infoard-1":
-            net = load_own(file, arch)
+        if has_companions():
+            load = resolve({}, "companions.checkpoints:load", "loader")
+            net = load(path_or_id, arch, num_classes, size, norm, dataset, device)
         else:
-            load = resolve({}, "companions.checkpoints:load_foreign", "loader")
-            about = {"arch": arch, "size": size, "norm": norm, "dataset": dataset}
-            net = load(path_or_id, file, num_classes, **about)
-        net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+            net = load_own(load_tensors(path_or_id), arch)
+            net = net.to(device, memory_format=torch.channels_last)
+        net = net.eval().requires_grad_(False)
         z = predict(net, torch.full((2, 3, size, size), 0.5, device=device))  # [2, K]
         told = f"has {z.shape[1]} classes, the data have {num_classes}"
         require(num_classes in (z.shape[1], None), told)
+        is_logits = (z < 0).any() or (z.sum(1) - 1).abs().max() > 1e-4
+        require(is_logits, "gives probabilities, not logits")
     except Exception as error:  # whatever foreign code raises
-        why = " ".join(str(error).split())[:300] or type(error).__name__
+        why = " ".join(str(error).split())[:600] or type(error).__name__
         raise InfoardError(why if path_or_id in why else f"{path_or_id}: {why}") from None
     return net
 
@@ -1658,6 +1668,8 @@ class Run:
         state = load_tensors(path)
         whole = {"at", *self.parts} <= state.keys()
         require(whole, f"{path} is no run to go on: change --out")
+        told = f"{path} is of a version whose first convolution halved 64 pixels: begin again"
+        require(not was_halved(state), told)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         for name, generator in self.generators.items():
@@ -1844,7 +1856,8 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
         path = cfg.teacher_nat or trained(cfg, "natural", plain)
         paths["teacher_nat"] = path, arch and plain
     nets, images = {"teacher": None}, test_images(data, 1000, device)
-    how = {"size": data.x_train.shape[-1], "norm": cfg.teacher_norm, "dataset": cfg.dataset}
+    benchmark = cfg.benchmark or cfg.dataset
+    how = {"size": data.x_train.shape[-1], "norm": cfg.teacher_norm, "dataset": benchmark}
     for name, (path, arch) in paths.items():
         nets[name] = load_teacher(path, arch, classes, device=device, **how)
         optional("evaluation:check_teacher")(nets[name], *images, path, classes)

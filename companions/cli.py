@@ -40,7 +40,9 @@ def settings(path: str, given: dict) -> dict:
     """The options given, on top of what a checkpoint says of its data."""
     saved = {}
     if ":" not in path or Path(path).exists():
-        file = I.load_tensors(path)
+        from companions.checkpoints import read
+
+        file = read(path)
         if file.get("format") == "infoard-1":
             saved = file["config"]
     wanted = ("dataset", "data_dir", "image_size", "eps", "eps_l2", "subset", "val_size")
@@ -65,7 +67,7 @@ def run_eval(path: str, **given) -> None:
         len(data.classes),
         size=size,
         norm=cfg.teacher_norm,
-        dataset=cfg.dataset,
+        dataset=cfg.benchmark or cfg.dataset,
         device=device,
     )
     source = None
@@ -80,8 +82,8 @@ def run_eval(path: str, **given) -> None:
 
 
 run_eval.takes = (
-    "dataset data_dir download image_size teacher_arch teacher_norm teacher_nat attacks eps_l2 "
-    "eval_subset eval_batch eps seed device out progress"
+    "dataset data_dir download image_size benchmark teacher_arch teacher_norm teacher_nat attacks "
+    "eps_l2 eval_subset eval_batch eps seed device out progress"
 ).split()
 
 
@@ -196,6 +198,17 @@ def parse(verb: str, argv: list[str]) -> dict:
     return given
 
 
+def fetched(given: dict) -> dict:
+    """The settings with the files of https addresses: a run keeps their names and hashes."""
+    from companions.checkpoints import download
+
+    local = {}
+    for name in ("teacher", "teacher_nat", "path"):
+        if str(given.get(name)).startswith("https://"):
+            local[name] = download(given[name])
+    return {**given, **local}
+
+
 def run(argv: list[str]) -> None:
     """Does what the command line asks for, on all ranks that torchrun has started."""
     if argv in (["--help"], ["-h"]):
@@ -213,4 +226,4 @@ def run(argv: list[str]) -> None:
 
         joined = all_ranks(given.get("device", "auto"))
     with joined:
-        get_verb(verb)(**given)
+        get_verb(verb)(**fetched(given))

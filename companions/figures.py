@@ -295,7 +295,8 @@ def alike(student: nn.Module, teacher: nn.Module, x: Tensor, x_adv: Tensor) -> d
 def settings_of_run(folder: Path, given: dict) -> I.Config:
     """The settings of a finished run, with its teacher, and what was given on top of them."""
     made = tables.read_json(folder / "config.json")["settings"]
-    settings = {name: made[name] for name in ("teacher", "teacher_arch", "teacher_norm")}
+    names = ("teacher", "teacher_arch", "teacher_norm", "benchmark")
+    settings = {name: made.get(name) for name in names}
     settings.update(given)
     cfg = I.Config(**cli.settings(str(folder / "best.pt"), settings))
     I.require(cfg.teacher, f"{folder} names no teacher: add --teacher")
@@ -316,7 +317,7 @@ def attention_of_run(folder: Path, given: dict) -> dict[str, float]:
         cfg.teacher,
         cfg.teacher_arch,
         norm=cfg.teacher_norm,
-        dataset=cfg.dataset,
+        dataset=cfg.benchmark or cfg.dataset,
         device=device,
     )
     attack = I.repeatable(I.pgd_sat, device, eps=cfg.eps)
@@ -351,5 +352,6 @@ def run_attention(folder: str, **given) -> None:
 
 
 run_attention.takes = (
-    "dataset data_dir download image_size teacher teacher_arch teacher_norm eps eval_subset device"
+    "dataset data_dir download image_size benchmark teacher teacher_arch teacher_norm eps "
+    "eval_subset device"
 ).split()

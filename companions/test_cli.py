@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import infoard as I
-from companions import cli, recipes
+from companions import checkpoints, cli, recipes
 from test_infoard import error_of, own_file
 
 ROOT = Path(I.__file__).parent
@@ -386,3 +386,14 @@ def links_of(page):
 def test_links_of_the_pages_lead_to_files(page):
     for link in links_of(page):
         assert (page.parent / link).exists(), link
+
+
+def test_a_run_keeps_the_file_of_an_address(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(cli, "get_verb", lambda verb: lambda **given: seen.update(given))
+    monkeypatch.setattr(cli, "parse", lambda verb, argv: {"teacher": argv[1], "seed": 3})
+    monkeypatch.setattr(checkpoints, "download", lambda address: f"kept/{Path(address).name}")
+    cli.run(["--teacher", "https://somewhere.org/t.pt"])
+    assert seen == {"teacher": "kept/t.pt", "seed": 3}
+    cli.run(["--teacher", "robustbench:Any"])
+    assert seen["teacher"] == "robustbench:Any"

@@ -210,23 +210,35 @@ def test_attacks_on_another_net_transfer_and_warn_of_nothing(lab):
 # ==== 5. Teachers =================================================================================
 
 
+def checking(right, classes, monkeypatch, name="t.pt"):
+    """check_teacher of a net that is right on so many of 100 images; no more is said of it."""
+    monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
+    monkeypatch.setattr(evaluation, "judge", lambda *about: "")
+    return partial(evaluation.check_teacher, None, torch.zeros(100, 3), None, name, classes)
+
+
 @each("right", [10, 19, 20, 21, 100])
 def test_only_a_teacher_above_twice_chance_passes(right, monkeypatch, capsys):
-    monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
-    check = partial(evaluation.check_teacher, None, torch.zeros(100, 3), None, "t.pt", 10)
+    check = checking(right, 10, monkeypatch)
+    told = f"teacher t.pt: clean accuracy {right}.0 on 100 test images"
     if right > 20:
         check()
+        assert capsys.readouterr().out == f"{told}\n"
     else:
-        with pytest.raises(I.InfoardError, match="chance is 10") as error:
+        with pytest.raises(I.InfoardError, match=f"{told}; chance is 10.0") as error:
             check()
         assert one_line(error.value)
-    assert f"t.pt: clean accuracy {right}.0 on 100" in capsys.readouterr().out
+
+
+@each("right", [10, 20, 21, 100])
+def test_a_weak_teacher_that_was_trained_here_only_warns(right, monkeypatch, capsys):
+    checking(right, 10, monkeypatch, "runs/teachers/a/best.pt")()
+    assert ("warning" in capsys.readouterr().out) == (right <= 20)
 
 
 @each("right, passes", [(75, False), (76, True)])
 def test_of_two_classes_a_teacher_must_know_halfway_to_all(right, passes, monkeypatch):
-    monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
-    check = partial(evaluation.check_teacher, None, torch.zeros(100, 3), None, "t.pt", 2)
+    check = checking(right, 2, monkeypatch)
     if passes:
         check()
     else:
