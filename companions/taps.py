@@ -1,6 +1,6 @@
 """Which modules of a net InfoARD compares, of any net: stages, not what is inside of blocks.
 
-    python companions/taps.py [results/taps/README.md]    the table of nets and their taps
+    python -m companions.taps results/taps/README.md      the table of nets and their taps
     print(describe(InfoARD(student, teacher)))            the pairs of two nets
 
     1  features    2  stages    3  the table
@@ -10,8 +10,11 @@ is the same for the nets that are built into infoard.py.
 """
 
 import math
+import sys
 from functools import partial
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 import infoard as I
@@ -78,6 +81,10 @@ class Calls:
                 hooks.append(module.register_forward_hook(partial(self.end, name)))
         try:
             I.predict(net, x)
+        except Exception as error:  # whatever foreign code raises
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            told = f"the net takes no images {list(x.shape[1:])}: name theirs by image_shape"
+            raise I.InfoardError(f"{told}; {why}") from None
         finally:
             for hook in hooks:
                 hook.remove()
@@ -97,7 +104,9 @@ class Calls:
         entered = inputs[0] if inputs else None
         before, after = self.area(entered), self.area(output)
         between = [size for _, size, _ in self.ended[first:] if after < size < before]
-        if after and not between:
+        if (after and not between) or isinstance(
+            output, list
+        ):  # of parallel branches, such as HRNet
             del self.ended[first:]
         self.names.append(name)
         is_head = isinstance(module, nn.Linear) and entered.dim() == 2
@@ -134,5 +143,85 @@ def describe(info: I.InfoARD) -> str:
     for name_s, name_t in info.pairs:
         shape_s = info.student_taps.shapes[name_s]
         shape_t = info.teacher_taps.shapes[name_t]
-        lines.append(f"compared: {name_s} {shape_s} of the student, {name_t} {shape_t}")
+        text = f"{name_s} {shape_s} of the student, {name_t} {shape_t} of the teacher"
+        lines.append(f"compared: {text}")
     return "\n".join(lines)
+
+
+# ==== 3. The table ================================================================================
+
+SIZES = {"inception_v3": 299}  # pixels, where a net is not for 224
+TORCHVISION = (
+    "resnet18 resnet50 vgg16_bn mobilenet_v2 mobilenet_v3_small efficientnet_b0 densenet121 "
+    "regnet_y_400mf convnext_tiny swin_t swin_v2_t vit_b_16 maxvit_t shufflenet_v2_x0_5 mnasnet0_5 "
+    "squeezenet1_1 googlenet inception_v3"
+).split()
+TIMM = (
+    "resnet18 resnetv2_50 wide_resnet50_2 efficientnet_b0 mobilenetv3_small_100 convnext_atto "
+    "densenet121 vgg11 regnety_002 swin_tiny_patch4_window7_224 vit_tiny_patch16_224 "
+    "vit_small_patch14_reg4_dinov2 deit_tiny_distilled_patch16_224 mixer_s32_224 levit_128s "
+    "mobilevit_xxs pvt_v2_b0 coatnet_0_rw_224 xcit_nano_12_p16_224 hrnet_w18_small"
+).split()
+HERE = ("tiny", "resnet18", "preact_resnet18", "wrn_10_2", "mobilenet_v2")
+
+
+def torchvision_net(name: str) -> nn.Module:
+    """A net of torchvision with random weights."""
+    from torchvision import models
+
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return models.get_model(name, weights=None, num_classes=10, **options)
+
+
+def timm_net(name: str) -> nn.Module:
+    """A net of timm with random weights."""
+    import timm
+
+    return timm.create_model(name, num_classes=10)
+
+
+LIBRARIES = {  # {library: (how a net of it is made, names)}
+    "infoard": (I.build_model, HERE),
+    "torchvision": (torchvision_net, TORCHVISION),
+    "timm": (timm_net, TIMM),
+}
+HEAD = """# What InfoARD compares in nets of other people
+
+Made by `python -m companions.taps results/taps/README.md` (torchvision and timm installed), with
+random weights. `InfoARD` compares the input of the last linear layer and up to three of the maps,
+the deepest with the deepest; `taps="layer4=norm,layer3=blocks.5"` (`--taps`) names others, the
+student's = the teacher's. Maps are given as channels x height x width, also where a net has them
+channels last (Swin) or as tokens (ViT, without those of the class and registers). Nothing inside of
+a block is taken, no attention and no x with other values.
+
+| from | net | pixels | maps, shallow to deep | penultimate |
+|---|---|---|---|---|
+"""
+
+
+def row_of(library: str, name: str) -> str:
+    """A line of the table: what is tapped in a net."""
+    make, _ = LIBRARIES[library]
+    net = make(name)
+    size = 32 if library == "infoard" else SIZES.get(name, 224)
+    if library == "timm":
+        size = net.default_cfg["input_size"][-1]
+    shapes = I.Taps(net, torch.zeros(2, 3, size, size)).shapes
+    texts = {tap: "x".join(str(side) for side in shape) for tap, shape in shapes.items()}
+    head = texts.pop("penultimate", "-")
+    maps = [f"`{tap}` {text}" for tap, text in texts.items()]
+    return f"| {library} | {name} | {size} | {', '.join(maps) or '-'} | {head} |\n"
+
+
+def main(out: str = "results/taps/README.md") -> None:
+    """Writes the table."""
+    text = HEAD
+    for library, (_, names) in LIBRARIES.items():
+        for name in names:
+            print(library, name, flush=True)
+            text += row_of(library, name)
+    I.save(Path(out), text.encode())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
