@@ -690,7 +690,7 @@ class Taps:
         modules, found = dict(net.named_modules()), {}
         for name, module in net.named_children():
             found["penultimate" if isinstance(module, nn.Linear) else name] = name
-        with contextlib.suppress(ImportError):  # it looks deeper, and knows tokens, channels last
+        with contextlib.suppress(ImportError):  # looks deeper and knows tokens, channels last
             special = importlib.import_module("companions.taps")
             found, self.read = special.find_taps(net, x), special.as_features
         self.hooks = [net.register_forward_hook(self.end, with_kwargs=True)]
@@ -703,6 +703,7 @@ class Taps:
         maps = self.passes[-1][1]
         self.names = names or [name for name, f in maps.items() if self.read(f, x) is not None]
         self.shapes = {name: list(f.shape[1:]) for name, f in self.of(x).items()}
+        self.passes = []
 
     def __getstate__(self) -> dict:
         """In a copy of the net, such as an average of weights, the hooks keep nothing."""
@@ -1157,6 +1158,8 @@ FRAMEWORKS = {
 def check_framework(framework: Framework) -> None:
     """One line for what a Framework says wrong of itself."""
     known = [f.name for f in fields(Config)]
+    if has_companions():
+        resolve({}, "companions.own:check_loss", "check")(framework.loss)
     nets = isinstance(framework.needs, tuple) and {*framework.needs} <= {"teacher", "teacher_nat"}
     require(nets, f"needs must be a tuple such as ('teacher',), not {framework.needs!r}")
     strange = ", ".join(name for name in framework.defaults if name not in known)

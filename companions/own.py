@@ -9,7 +9,8 @@
 
 A net maps images [B,3,H,W] in [0,1] to logits [B,K]; it is made by a factory, which gets
 num_classes if it takes that. An attack is attack(net, x, y, eps=..., generator=...) -> x' of the
-shape of x; it may go without generator. infoard.py asks for build and checked_attack by name.
+shape of x; it may go without generator. infoard.py asks for imported, build, checked_attack and
+check_loss by name.
 """
 
 import hashlib
@@ -59,6 +60,12 @@ def fits(function: Callable, *arguments, **named) -> str:
     return ""
 
 
+def check_loss(loss: Callable) -> None:
+    """One line, unless it can be called as the loss of a framework."""
+    why = fits(loss, None)
+    I.require(not why, f"a framework is a function of one Step: {why}")
+
+
 # ==== 2. Nets =====================================================================================
 
 
@@ -96,10 +103,10 @@ def from_timm(name: str, classes: int | None, size: int) -> nn.Module:
 
 def known_to_timm(name: str) -> bool:
     """Whether timm is installed and has a net of this name."""
-    if importlib.util.find_spec("timm") is None:
+    try:
+        import timm
+    except ImportError:
         return False
-    import timm
-
     return timm.is_model(name)
 
 

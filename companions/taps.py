@@ -80,7 +80,8 @@ class Calls:
                 hooks.append(module.register_forward_pre_hook(self.begin))
                 hooks.append(module.register_forward_hook(partial(self.end, name)))
         try:
-            I.predict(net, x)
+            with torch.compiler.set_stance("force_eager"):
+                I.predict(net, x)
         except Exception as error:  # whatever foreign code raises
             why = " ".join(str(error).split())[:200] or type(error).__name__
             told = f"the net takes no images {list(x.shape[1:])}: name theirs by image_shape"
