@@ -684,7 +684,7 @@ class Taps:
     """
 
     def __init__(self, net: nn.Module, x: Tensor, names: list[str] | None = None):
-        self.passes = []  # (weak reference to the images, outputs of modules), the latest last
+        self.passes = []  # (weak reference to images, outputs, has it a graph), the latest last
         self.maps = {}  # outputs in the pass that goes on
         self.read = plain_features
         modules, found = dict(net.named_modules()), {}
@@ -700,7 +700,7 @@ class Taps:
             self.hooks.append(module.register_forward_hook(partial(self.keep, name)))
         with torch.compiler.set_stance("force_eager"):
             predict(net, x)
-        maps = self.passes[-1][1]
+        _, maps, _ = self.passes[-1]
         self.names = names or [name for name, f in maps.items() if self.read(f, x) is not None]
         self.shapes = {name: list(f.shape[1:]) for name, f in self.of(x).items()}
         self.passes = []
@@ -720,14 +720,16 @@ class Taps:
             return
         x, maps, self.maps = tensors[0], self.maps, {}
         kept = []  # no earlier pass on the same images, and none of an attack
-        for seen, features in self.passes:
+        for seen, features, graph in self.passes:
+            if seen() is x and graph and not torch.is_grad_enabled():
+                return  # a look at what was learned from is no other pass
             if seen() is not None and seen() is not x and not seen().requires_grad:
-                kept.append((seen, features))
-        self.passes = [*kept[-3:], (weakref.ref(x), maps)]
+                kept.append((seen, features, graph))
+        self.passes = [*kept[-3:], (weakref.ref(x), maps, torch.is_grad_enabled())]
 
     def of(self, x: Tensor, net: str = "net") -> dict[str, Tensor]:
         """{name: [B,C,h,w] or [B,C]} of the latest pass on this very tensor."""
-        found = [maps for seen, maps in self.passes if seen() is x]
+        found = [maps for seen, maps, _ in self.passes if seen() is x]
         told = f"no pass of the {net} on this tensor: it must be the one that went into {net}(...)"
         require(found, f"{told} since the last backward, without requires_grad")
         features = {name: self.read(found[-1].get(name), x) for name in self.names}
@@ -826,9 +828,7 @@ class InfoARD(nn.Module):
         self.teacher_taps = Taps(teacher, x, [other or name for name, _, other in named])
         shapes_s, shapes_t = self.student_taps.shapes, self.teacher_taps.shapes
         self.pairs = [(name, other or name) for name, _, other in named] or self.found_pairs()
-        maps = [
-            pair for pair in self.pairs if len(shapes_s[pair[0]]) == len(shapes_t[pair[1]]) == 3
-        ]
+        maps = any(len(shapes_s[a]) == len(shapes_t[b]) == 3 for a, b in self.pairs)
         weights = {"feat": -w_feat, "rel": w_rel, "att": -w_att}
         possible = {"feat": self.bound, "rel": True, "att": self.bound and maps}
         self.weights = {name: w for name, w in weights.items() if w and possible[name]}

@@ -49,7 +49,7 @@ def as_features(f, x: Tensor) -> Tensor | None:
     if not isinstance(f, Tensor) or f.dim() not in (2, 3, 4) or len(f) != len(x):
         return None
     if f.dim() == 2:
-        return f
+        return f.clone() if f.is_inference() else f  # of inference_mode, autograd takes copies
     if f.dim() == 3:
         return token_grid(f, x)
     if in_proportion(f.shape[2], f.shape[3], x):

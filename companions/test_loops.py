@@ -89,6 +89,20 @@ def twice(student, teacher, x, x_adv):
     student(x_adv)
 
 
+def looked_at_before_the_loss(student, teacher, x, x_adv):
+    """As a loop does that counts what is right."""
+    teacher(x)
+    student(x_adv)
+    with torch.no_grad():
+        student(x_adv)
+
+
+def teacher_in_inference_mode(student, teacher, x, x_adv):
+    student(x_adv)
+    with torch.inference_mode():
+        teacher(x)
+
+
 def by_keyword(student, teacher, x, x_adv):
     teacher(input=x)
     student(input=x_adv)
@@ -101,6 +115,8 @@ LOOPS = [
     teacher_in_the_attack,
     teacher_asked_often_without_a_graph,
     twice,
+    looked_at_before_the_loss,
+    teacher_in_inference_mode,
     by_keyword,
 ]
 
