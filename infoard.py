@@ -31,6 +31,7 @@ alone, this file trains on the built-in data, evaluates and resumes, and says wh
 import argparse
 import contextlib
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -39,6 +40,7 @@ import re
 import signal
 import sys
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -79,7 +81,7 @@ def lookup(table, name: str, what: str):
 
 
 def resolve(table: dict, name: str, what: str):
-    """The entry called name, or anyone's own as "module:name", from the current folder too.
+    """The entry called name, or anyone's own, "module:name" (of this folder too), "file.py:name".
 
     An entry that is such a name itself, of a companion, is imported when it is asked for.
     """
@@ -90,6 +92,8 @@ def resolve(table: dict, name: str, what: str):
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
+        if ".py:" in entry:
+            entry = pkgutil.resolve_name("companions.own:imported")(entry)
         found = pkgutil.resolve_name(entry)
     except Exception as error:  # whatever foreign code raises
         missing = getattr(error, "name", None) or entry
@@ -214,7 +218,7 @@ class Config:
     subset: int = opt(0, "training images, class-balanced, the same for every seed; 0: all", low=0)
     val_size: int = opt(1000, "training images kept to choose `best`, at most a tenth", low=0)
     image_size: int = opt(0, "pixels to resize to; 0: as they are, or as the first one", low=0)
-    student: str = opt(None, "a name in MODELS, wrn_<depth>_<width>, or module:factory")
+    student: str = opt(None, "one of MODELS, wrn_<depth>_<width>, of timm, or module:factory")
     benchmark: str = opt(None, "what a folder is in RobustBench", "cifar10 cifar100 imagenet")
     teacher: str = opt(None, "file, https://..., robustbench:ID, module:factory; else trained once")
     teacher_arch: str = opt(None, "a teacher to train, or the one that a file must hold")
@@ -237,6 +241,7 @@ class Config:
     w_feat: float = opt(0.1, "weight of feature information", low=0)
     w_att: float = opt(0.0, "weight of attention information", low=0)
     w_rel: float = opt(0.0, "weight of the relation term", low=0)
+    taps: str = opt("", "modules to compare, student's=teacher's: layer4=norm,layer3=blocks.5")
     critic_dim: int = opt(128, "width of the critics", low=1)
     tau: float = opt(0.2, "temperature of the scores", low=1e-6)
     eps: float = opt(8 / 255, "L-infinity radius, x in [0,1]; write 8/255 or 0.0314", low=0, high=1)
@@ -295,7 +300,7 @@ class Config:
             require(isinstance(cfg, Config), f"settle of {self.framework} must return the Config")
         require(cfg.steps_lo <= cfg.steps, f"--steps-lo must be at most --steps, {cfg.steps}")
         plain = "-plain" if framework.infoard and not cfg.infoard else ""
-        names = f"{cfg.dataset}-{cfg.student}-{cfg.framework}".replace(":", ".")
+        names = re.sub("[:/]", ".", f"{cfg.dataset}-{cfg.student}-{cfg.framework}")
         out = cfg.out or f"runs/{names}{plain}-s{cfg.seed}"
         return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
 
@@ -664,46 +669,78 @@ class GaussianCritic(nn.Module):
 # ==== 5. InfoARD: strength and multi-granularity loss as one object ===============================
 
 
+def plain_features(f, x: Tensor) -> Tensor | None:
+    """What a module gives of images x, if it is maps [B,C,h,w], h > 1, or vectors [B,C]."""
+    known = isinstance(f, Tensor) and (f.dim() == 2 or f.dim() == 4 and f.shape[-1] > 1)
+    return f if known and len(f) == len(x) else None
+
+
 class Taps:
-    """Feature maps of any net, by hooks: after net(x), take() gives {name: [B,C_l,H_l,W_l]}, the
-    last map at each resolution and, as "penultimate", the input of the last linear layer.
+    """Hooks that keep the features of a net's latest passes, asked for by the images that went in.
+
+    names: modules to read, or "penultimate", the input of the last linear layer; default: that and
+    what companions/taps.py finds, or the net's children. shapes: {name: [C,h,w] or [C]}.
     """
 
-    def __init__(self, net: nn.Module, x: Tensor):
-        self.hooks = []
-        self.maps = {}  # {resolution or "penultimate": (name of the module, features)}
-        modules = dict(net.named_modules())
-        names = list(modules)[1:]  # first all modules but the net itself, then those that were kept
-        for _ in range(2):
-            self.close()
-            for name in names:
-                self.hooks.append(modules[name].register_forward_hook(partial(self.keep, name)))
+    def __init__(self, net: nn.Module, x: Tensor, names: list[str] | None = None):
+        self.passes = []  # (weak reference to images, outputs, has it a graph), the latest last
+        self.maps = {}  # outputs in the pass that goes on
+        self.read = plain_features
+        modules, found = dict(net.named_modules()), {}
+        for name, module in net.named_children():
+            found["penultimate" if isinstance(module, nn.Linear) else name] = name
+        with contextlib.suppress(ImportError):  # looks deeper and knows tokens, channels last
+            special = importlib.import_module("companions.taps")
+            found, self.read = special.find_taps(net, x), special.as_features
+        self.hooks = [net.register_forward_hook(self.end, with_kwargs=True)]
+        for name in names or found:
+            module = modules.get(found.get(name, name))
+            require(module is not None, f"no module {name!r} to tap; found: {', '.join(found)}")
+            self.hooks.append(module.register_forward_hook(partial(self.keep, name)))
+        with torch.compiler.set_stance("force_eager"):
             predict(net, x)
-            names = [name for name, _ in self.maps.values()]
-        self.widths = {name: f.shape[1] for name, f in self.take().items()}
+        _, maps, _ = self.passes[-1]
+        self.names = names or [name for name, f in maps.items() if self.read(f, x) is not None]
+        self.shapes = {name: list(f.shape[1:]) for name, f in self.of(x).items()}
+        self.passes = []
+
+    def __getstate__(self) -> dict:
+        """In a copy of the net, such as an average of weights, the hooks keep nothing."""
+        return {"maps": None}
 
     def keep(self, name: str, module: nn.Module, inputs: tuple, output) -> None:
-        if isinstance(module, nn.Linear) and inputs[0].dim() == 2:
-            self.maps["penultimate"] = name, inputs[0]
-        elif isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1:
-            size = output.shape[-2:]
-            before, _ = self.maps.get(size, (name, None))
-            same_parent = before.rpartition(".")[0] == name.rpartition(".")[0]
-            is_stage = next(module.children(), None) is not None
-            if same_parent or is_stage:  # a stage, not the first layer of the next
-                self.maps[size] = name, output
+        if self.maps is not None:
+            self.maps[name] = inputs[0] if name == "penultimate" else output
 
-    def take(self) -> dict[str, Tensor]:
-        """The maps of the latest pass, once: so no graph outlives its step."""
-        maps = self.maps
-        self.maps = {}
-        return {key if key == "penultimate" else name: f for key, (name, f) in maps.items()}
+    @torch.compiler.disable  # what is kept changes in every pass: no reason to compile it again
+    def end(self, net: nn.Module, inputs: tuple, named: dict, output) -> None:
+        tensors = [f for f in (*inputs, *named.values()) if isinstance(f, Tensor)]
+        if self.maps is None or not tensors:
+            return
+        x, maps, self.maps = tensors[0], self.maps, {}
+        kept = []  # no earlier pass on the same images, and none of an attack
+        for seen, features, graph in self.passes:
+            if seen() is x and graph and not torch.is_grad_enabled():
+                return  # a look at what was learned from is no other pass
+            if seen() is not None and seen() is not x and not seen().requires_grad:
+                kept.append((seen, features, graph))
+        self.passes = [*kept[-3:], (weakref.ref(x), maps, torch.is_grad_enabled())]
+
+    def of(self, x: Tensor, net: str = "net") -> dict[str, Tensor]:
+        """{name: [B,C,h,w] or [B,C]} of the latest pass on this very tensor."""
+        found = [maps for seen, maps, _ in self.passes if seen() is x]
+        told = f"no pass of the {net} on this tensor: it must be the one that went into {net}(...)"
+        require(found, f"{told} since the last backward, without requires_grad")
+        features = {name: self.read(found[-1].get(name), x) for name in self.names}
+        for name, f in features.items():
+            told = f"{name} of the {net} gives no features of {len(x)} images: name others in taps"
+            require(f is not None, f"{told}, and compile a net after InfoARD is made")
+        return features
 
     def close(self) -> None:
         """Takes the hooks off the net."""
         for hook in self.hooks:
             hook.remove()
-        self.hooks = []
 
 
 def attention_map(f: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -750,15 +787,16 @@ ASA = ("teacher", "student", "gap", "uniform", "shuffled", "off")
 class InfoARD(nn.Module):
     """ASA and MIM for any distillation loop. In a foreign script these lines are all that changes:
 
-        info = InfoARD(student, teacher)                          # hooks; the nets stay as they are
-        opt = SGD([*student.parameters(), *info.parameters()])    # the critics learn too
+        info = InfoARD(student, teacher)                        # hooks; the nets stay as they are
+        opt = SGD([*student.parameters(), *info.parameters()])  # the critics learn too
             t = teacher(x)
-            x_adv = attack(..., eps=info.strength(t, y).eps)      # [B], a radius for each instance
-            loss = ... student(x_adv) ... + info.loss()           # before either net's next pass
+            x_adv = attack(..., eps=info.strength(t, y).eps)    # [B,1,1,1], one for each instance
+            loss = ... student(x_adv) ... + info.loss(x_adv, x) # what the nets were given
 
     loss = -w_feat I_feat - w_att I_att + w_rel R: the information, by the bound mim, of features
     (last three stages, penultimate) and attention maps of S(x') with T(x), a mean over taps; R: the
-    relation_loss of the deepest, over all ranks. Not alone: cosines leave logits' scale free.
+    relation_loss of the first, over all ranks. Not alone: cosines leave logits' scale free.
+    taps: modules to compare instead, student's = teacher's, "layer4=norm,layer3=blocks.5".
     """
 
     def __init__(
@@ -775,6 +813,7 @@ class InfoARD(nn.Module):
         w_rel: float = 0.0,
         dim: int = 128,
         tau: float = 0.2,
+        taps: str = "",
     ):
         super().__init__()
         self.asa = lookup(ASA, asa, "ASA signal")
@@ -783,98 +822,103 @@ class InfoARD(nn.Module):
         self.bound = None if mim == "off" else lookup(BOUNDS, mim, "mutual-information bound")
         device = next(student.parameters()).device
         x = torch.zeros(2, *image_shape, device=device)
-        self.student_taps = Taps(student, x)
-        self.teacher_taps = Taps(teacher, x)
-        self.pairs = self.paired_names()
-        stages = [pair for pair in self.pairs if pair[0] != "penultimate"]
-
-        self.weights = {}
-        if self.bound and w_feat:
-            self.weights["feat"] = -w_feat
-        if w_rel:
-            self.weights["rel"] = w_rel
-        if self.bound and w_att and stages:
-            self.weights["att"] = -w_att
-        require(self.pairs or not self.weights, "no feature maps to compare: use --mim off")
+        named = [pair.strip().partition("=") for pair in taps.split(",") if pair]
+        self.student_taps = Taps(student, x, [name for name, _, _ in named])
+        self.teacher_taps = Taps(teacher, x, [other or name for name, _, other in named])
+        shapes_s, shapes_t = self.student_taps.shapes, self.teacher_taps.shapes
+        self.pairs = [(name, other or name) for name, _, other in named] or self.found_pairs()
+        maps = any(len(shapes_s[a]) == len(shapes_t[b]) == 3 for a, b in self.pairs)
+        weights = {"feat": -w_feat, "rel": w_rel, "att": -w_att}
+        possible = {"feat": self.bound, "rel": True, "att": self.bound and maps}
+        self.weights = {name: w for name, w in weights.items() if w and possible[name]}
+        told = "no features to compare: name modules in taps, or mim='off'"
+        require(self.pairs or not self.weights, told)
 
         self.critics = nn.ModuleList()
         for name_s, name_t in self.pairs if "feat" in self.weights else []:
-            widths = self.student_taps.widths[name_s], self.teacher_taps.widths[name_t]
+            widths = shapes_s[name_s][0], shapes_t[name_t][0]
             critic = GaussianCritic(*widths) if mim == "vid" else Critic(*widths, dim, tau)
             self.critics.append(critic.to(device))
+        for p in self.parameters() if world()[1] > 1 else []:
+            dist.broadcast(p.data, 0)  # the ranks' critics begin as one, and have equal gradients
         if not self.weights:  # what nobody reads costs nothing
             self.student_taps.close()
             self.teacher_taps.close()
 
-    def paired_names(self) -> list[tuple[str, str]]:
-        """Names of taps to compare: penultimate, then up to three stages, the deepest first."""
-        names_s, names_t = self.student_taps.widths, self.teacher_taps.widths
-        stages_s = [name for name in reversed(names_s) if name != "penultimate"]
-        stages_t = [name for name in reversed(names_t) if name != "penultimate"]
-        pairs = list(zip(stages_s, stages_t, strict=False))[:3]
-        if "penultimate" in names_s and "penultimate" in names_t:
+    def found_pairs(self) -> list[tuple[str, str]]:
+        """Taps to compare: penultimate, then up to three resolutions, the deepest first."""
+        stages = []
+        for shapes in (self.student_taps.shapes, self.teacher_taps.shapes):
+            last = {tuple(f[1:]): name for name, f in shapes.items() if len(f) == 3}
+            stages.append(list(reversed(last.values())))
+        pairs = list(zip(*stages, strict=False))[:3]
+        if "penultimate" in self.student_taps.names and "penultimate" in self.teacher_taps.names:
             pairs.insert(0, ("penultimate", "penultimate"))
         return pairs
 
     def strength(
         self, t, y: Tensor, threat: Threat | None = None, *, s=None, generator=None, steps_lo=0
     ) -> Threat:
-        """ASA: threat with eps, alpha (and steps) per instance, from logits t, s [B,K] on x."""
+        """ASA: threat with eps, alpha [B,1,1,1] (and steps [B]), from logits t, s [B,K] on x."""
         threat = threat or Threat()
         told = f"eps must lie in [0, 1], got {threat.eps}: write 8/255 or 0.0314"
         require(isinstance(threat.eps, Tensor) or 0 <= threat.eps <= 1, told)
         if self.asa == "off":
             return threat
+        told = f"asa={self.asa!r} needs logits of the"
+        require(t is not None or self.asa not in ("teacher", "gap"), f"{told} teacher: t")
+        require(s is not None or self.asa not in ("student", "gap"), f"{told} student on x: s=s")
         if self.asa == "teacher":
             signal = margin(as_float32(t).softmax(1), y)
         elif self.asa == "student":
-            require(s is not None, "--asa student needs the student's logits: strength(..., s=s)")
             signal = margin(as_float32(s).softmax(1), y)
         elif self.asa == "gap":
-            require(s is not None, "--asa gap needs the student's logits: strength(..., s=s)")
             signal = kl(t, s)
         elif self.asa == "shuffled":  # a control: the same radii, dealt out at random
             signal = torch.rand(len(y), generator=generator).to(y.device, non_blocking=True)
         else:  # uniform, a control: the mean radius for all
             signal = torch.zeros(len(y), device=y.device)
         even, lam = self.asa == "uniform", self.lam
-        return instance_strength(signal, threat=threat, lam=lam, steps_lo=steps_lo, uniform=even)
+        found = instance_strength(signal, threat=threat, lam=lam, steps_lo=steps_lo, uniform=even)
+        as_images = (-1, 1, 1, 1)  # so that x + eps is meant
+        return replace(found, eps=found.eps.view(as_images), alpha=found.alpha.view(as_images))
 
-    def loss(self, s_maps: dict | None = None, t_maps: dict | None = None) -> Tensor:
-        """The weighted sum of .terms, from the maps given or those of the latest passes."""
-        latest_s, latest_t = self.student_taps.take(), self.teacher_taps.take()
-        s_maps, t_maps = s_maps or latest_s, t_maps or latest_t
+    def loss(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The weighted sum of .terms, from the student's latest pass on x_adv, the teacher's on x.
+
+        Backward through it forgets all passes: no graph outlives its step.
+        """
         if not self.weights:
             return torch.zeros(())
-        require(s_maps and t_maps, "InfoARD.loss needs a pass of student and teacher before it")
+        s_maps, t_maps = self.student_taps.of(x_adv, "student"), self.teacher_taps.of(x, "teacher")
         maps = [(s_maps[a], t_maps[b].detach()) for a, b in self.pairs]
-        first = maps[0][0]
-        if len(first) * world()[1] < 2:  # one image alone has no negatives
+        require(len(x_adv) == len(x), f"x_adv are {len(x_adv)} images, x are {len(x)}")
+        if len(x) * world()[1] < 2:  # one image alone has no negatives
             return torch.zeros(())
+        taught = any(s.requires_grad for s, _ in maps) or not torch.is_grad_enabled()
+        require(taught, "the student's pass on x_adv has no graph: make it without no_grad")
         terms = {}
-        with torch.autocast(first.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             if "feat" in self.weights:
-                terms["feat"] = self.feature_information(maps)
+                rows = [(gathered(pooled(s)), gathered(pooled(t))) for s, t in maps]
+                scores = [f(s, t) for f, (s, t) in zip(self.critics, rows, strict=True)]
+                terms["feat"] = torch.stack([self.bound(f) for f in scores]).mean()
             if "rel" in self.weights:
                 s, t = (gathered(pooled(f)) for f in maps[0])
                 terms["rel"] = relation_loss(s, t, self.tau).mean()
             if "att" in self.weights:
-                terms["att"] = self.attention_information(maps)
+                both = [(s, t) for s, t in maps if s.dim() == t.dim() == 4]
+                scores = [attention_scores(s, t, self.tau) for s, t in both]
+                terms["att"] = torch.stack([self.bound(f) for f in scores]).mean()
         self.terms = {name: value.detach() for name, value in terms.items()}
-        return sum(self.weights[name] * value for name, value in terms.items())
+        loss = sum(self.weights[name] * value for name, value in terms.items())
+        if loss.requires_grad:
+            loss.register_hook(self.forget)
+        return loss
 
-    def feature_information(self, maps: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """I_feat: the bound on what features of S(x') say of those of T(x), a mean over taps."""
-        scores = [
-            critic(gathered(pooled(s)), gathered(pooled(t)))
-            for critic, (s, t) in zip(self.critics, maps, strict=True)
-        ]
-        return torch.stack([self.bound(f) for f in scores]).mean()
-
-    def attention_information(self, maps: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """I_att: the same of attention maps, where taps are maps."""
-        scores = [attention_scores(s, t, self.tau) for s, t in maps if s.dim() > 2]
-        return torch.stack([self.bound(f) for f in scores]).mean()
+    def forget(self, grad: Tensor | None = None) -> None:
+        """Lets go of all passes."""
+        self.student_taps.passes, self.teacher_taps.passes = [], []
 
 
 # ==== 6. Frameworks ===============================================================================
@@ -966,24 +1010,12 @@ class Step:
         return getattr(self, name)
 
     @cached_property
-    def teacher_pass(self) -> tuple[Tensor, dict]:
-        """T(x) and, under InfoARD, its feature maps."""
-        t = predict(self.needed("teacher"), self.x)
-        return t, self.info.teacher_taps.take() if self.info else {}
+    def t(self) -> Tensor:
+        return predict(self.needed("teacher"), self.x)
 
     @cached_property
-    def student_pass(self) -> tuple[Tensor, dict]:
-        """S(x') and, under InfoARD, its feature maps."""
-        s_adv = as_float32(self.student(self.x_adv))
-        return s_adv, self.info.student_taps.take() if self.info else {}
-
-    @property
-    def t(self) -> Tensor:
-        return self.teacher_pass[0]
-
-    @property
     def s_adv(self) -> Tensor:
-        return self.student_pass[0]
+        return as_float32(self.student(self.x_adv))
 
     @cached_property
     def s(self) -> Tensor:
@@ -1014,7 +1046,7 @@ class Step:
 
     def attack(self, objective: Callable, init: str = "uniform") -> None:
         """Sets x_adv: the one pgd of all frameworks, of objective(z, rows=ALL) [B] as in pgd."""
-        self.__dict__.pop("student_pass", None)  # passes on an earlier x_adv are made anew
+        self.__dict__.pop("s_adv", None)  # passes on an earlier x_adv are made anew
         self.__dict__.pop("t_adv", None)
         self.threat = self.strength()
         generator = self.generators.get("attack")
@@ -1028,9 +1060,12 @@ class Step:
         for name in framework.needs:
             self.needed(name)
         loss = framework.loss(self)
-        require(loss.dim() == 0, f"the loss of {self.cfg.framework} must be a scalar")
+        scalar = isinstance(loss, Tensor) and loss.dim() == 0
+        require(scalar, f"the loss of {self.cfg.framework} must be a scalar tensor")
         if self.info and self.info.weights:
-            loss = loss + self.info.loss(self.student_pass[1], self.teacher_pass[1])
+            told = f"student and teacher have {self.s_adv.shape[1]} and {self.t.shape[1]} classes"
+            require(self.s_adv.shape == self.t.shape, told)  # by now both passes are made
+            loss = loss + self.info.loss(self.x_adv, self.x)
             self.terms.update(self.info.terms)
         return loss
 
@@ -1223,7 +1258,7 @@ MODELS = {
 
 
 def build_model(name: str, classes: int | None = 10, size: int = 32, **options) -> nn.Module:
-    """A net of MODELS; by companions any wrn_<depth>_<width>[_silu], NAME_ae or module:factory."""
+    """A net of MODELS; by companions any wrn_<depth>_<width>[_silu], module:factory or timm's."""
     if name in MODELS:
         return resolve(MODELS, name, "model")(classes, size, **options)
     build = resolve({}, "companions.nets:by_name", f"net {name}, by")
@@ -1449,6 +1484,8 @@ def chosen_attacks(attacks: str) -> dict[str, Callable]:
         taken = ":" in name and column in {*known, *METRICS, *chosen}
         require(not taken, f"--attacks {name}: another column is called {column}")
         attack = resolve(known, name, "attack")
+        if ":" in name:
+            attack = resolve({}, "companions.own:checked_attack", "check")(name, attack)
         if name == "pgd":
             chosen.update(pgd_sat=pgd_sat, pgd_trades=pgd_trades)
         elif name != "clean":
@@ -1643,7 +1680,7 @@ class Run:
         return student
 
     def make_info(self) -> InfoARD:
-        names = ("asa", "mim", "w_feat", "w_att", "w_rel", "tau")
+        names = ("asa", "mim", "w_feat", "w_att", "w_rel", "tau", "taps")
         same = {name: getattr(self.cfg, name) for name in names}
         same.update(lam=(self.cfg.lam_lo, self.cfg.lam_hi), dim=self.cfg.critic_dim)
         shape = (3, self.size, self.size)
@@ -1892,6 +1929,8 @@ def train(cfg: Config | None = None, **given) -> dict:
         f"{out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and "
         f"{len(run.val)} validation images, {run.ranks} x {device}, from epoch {run.at.epoch + 1}"
     )
+    if run.info and has_companions():
+        print(resolve({}, "companions.taps:describe", "taps")(run.info))
     fit(run, out)
     return finish(run, out)
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import infoard as I
-from companions import nets, zoo
+from companions import nets, own, zoo
 
 # ==== 1. Files ====================================================================================
 
@@ -684,7 +684,7 @@ def load_any(
             net = zoo.from_robustbench(path_or_id.partition(":")[2], dataset)
         I.require(isinstance(net, nn.Module), f"{type(net)} is no nn.Module")
         return net
-    return I.build_model(path_or_id, classes)
+    return own.found(path_or_id, classes, size)
 
 
 class Adapted(nn.Module):

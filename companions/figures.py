@@ -169,8 +169,9 @@ def pictures(student: nn.Module, x: Tensor, x_adv: Tensor, eps: float) -> dict[s
 def attention_pictures(net: nn.Module, name: str, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
     """{title: [rows,H,W]}: attention at the last resolution but one; none of a net without maps."""
     taps = I.Taps(net, x)
-    I.predict(net, torch.cat([x, x_adv]))
-    found = taps.take().values()
+    both = torch.cat([x, x_adv])
+    I.predict(net, both)
+    found = taps.of(both).values()
     taps.close()
     maps = [features for features in found if features.dim() == 4]
     if not maps:
@@ -252,7 +253,7 @@ def illustrate(run: I.Run, results: dict) -> None:
 def stage_maps(net: nn.Module, taps: I.Taps, x: Tensor, names: list[str]) -> list[Tensor]:
     """The feature maps [N,C,H,W] of the named stages on x."""
     I.predict(net, x)
-    maps = taps.take()
+    maps = taps.of(x)
     return [maps[name] for name in names]
 
 

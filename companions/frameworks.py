@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infoard as I
+from companions.own import check_loss
 
 # ==== 1. Losses of logits =========================================================================
 # s = S(x), s_adv = S(x'), t = T(x), t_adv = T(x'), t_nat = T_nat(x), all [B,K]; each gives a scalar
@@ -231,6 +232,7 @@ SAAD = I.Framework(saad, needs=("teacher",), defaults={"alpha": 1.0, "beta": 0.0
 def check_framework(framework: I.Framework) -> None:
     """One line for what a Framework says wrong of itself."""
     known = [f.name for f in fields(I.Config)]
+    check_loss(framework.loss)
     nets = isinstance(framework.needs, tuple) and {*framework.needs} <= {"teacher", "teacher_nat"}
     I.require(nets, f"needs must be a tuple such as ('teacher',), not {framework.needs!r}")
     strange = ", ".join(name for name in framework.defaults if name not in known)

@@ -5,7 +5,6 @@ as those of infoard.py do; infoard.MODELS names them. For equal seeds the initia
 same only if layers are made in the order in which they stand here.
 """
 
-import inspect
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infoard as I
+from companions import own
 from infoard import conv, in_a_row, stage
 
 
@@ -279,26 +279,13 @@ WRAPPERS = {
 }  # suffix of a model's name: wrapper(net, size)
 
 
-def from_factory(name: str, classes: int | None) -> nn.Module:
-    """The net of anyone's module:factory, which gets num_classes if it takes that."""
-    factory = I.resolve({}, name, "net")
-    takes = inspect.signature(factory).parameters.values()
-    kinds = {p.kind for p in takes}
-    any_keyword = inspect.Parameter.VAR_KEYWORD in kinds
-    bare = inspect.Parameter.VAR_POSITIONAL in kinds  # a class without an __init__ of its own
-    told = (any_keyword and not bare) or any(p.name == "num_classes" for p in takes)
-    net = factory(num_classes=classes) if told and classes else factory()
-    I.require(isinstance(net, nn.Module), f"{name} gives a {type(net).__name__}, no nn.Module")
-    return net
-
-
 def by_name(name: str, classes: int | None = 10, size: int = 32, **options) -> nn.Module:
-    """A net of infoard.MODELS, any wrn_<depth>_<width>[_silu] with depth 6n + 4, or module:factory.
+    """A net of infoard.MODELS, any wrn_<depth>_<width>[_silu] with depth 6n + 4, anyone's own.
 
     NAME_ae: one of these with a decoder. Options are those of the net's own function.
     """
     if ":" in name:
-        return from_factory(name, classes)
+        return own.build(name, classes, size)
     for suffix in WRAPPERS:
         if name.endswith(suffix):
             net = by_name(name.removesuffix(suffix), classes, size, **options)
@@ -307,4 +294,6 @@ def by_name(name: str, classes: int | None = 10, size: int = 32, **options) -> n
     if wide and int(wide[1]) in range(10, 10_000, 6):
         options.update(depth=int(wide[1]), width=int(wide[2]), silu=wide[3] is not None)
         return wide_resnet(classes, size, **options)
+    if name not in I.MODELS:
+        return own.build(name, classes, size)
     return I.resolve(I.MODELS, name, "model")(classes, size, **options)

@@ -17,7 +17,7 @@ FREE = (
     "device out resume figures progress attacks eval_subset eval_batch data_dir download compile "
     "fast transfer"
 ).split()
-OF_INFOARD = "asa lam_lo lam_hi steps_lo mim w_feat w_att w_rel tau".split()
+OF_INFOARD = "asa lam_lo lam_hi steps_lo mim w_feat w_att w_rel tau taps".split()
 
 
 def same_settings(old: dict, cfg: I.Config) -> None:

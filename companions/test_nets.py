@@ -178,7 +178,8 @@ STAGES = {  # the maps that InfoARD compares, and how many channels they have
 
 @each("name", STAGES)
 def test_taps_find_the_last_map_of_each_resolution(name):
-    widths = I.Taps(I.build_model(name), torch.rand(2, 3, 32, 32)).widths
+    shapes = I.Taps(I.build_model(name), torch.rand(2, 3, 32, 32)).shapes
+    widths = {tap: shape[0] for tap, shape in shapes.items()}
     last = list(STAGES[name].values())[-1]
     assert widths == {**STAGES[name], "penultimate": last}
 

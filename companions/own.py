@@ -1,0 +1,191 @@
+"""What people bring by a name of their own: nets, attacks, files; what is missing is one line.
+
+    python infoard.py --student mine:net               a module that can be imported
+    python infoard.py --student code/mine.py:net       a file, wherever it lies
+    python infoard.py --student timm:resnet18          timm's nets, if timm is installed
+    python infoard.py eval CKPT --attacks clean,pgd,mine:attack
+
+    1  files    2  nets    3  attacks
+
+A net maps images [B,3,H,W] in [0,1] to logits [B,K]; it is made by a factory, which gets
+num_classes if it takes that. An attack is attack(net, x, y, eps=..., generator=...) -> x' of the
+shape of x; it may go without generator. infoard.py asks for imported, build, checked_attack and
+check_loss by name.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import infoard as I
+
+# ==== 1. Files ====================================================================================
+
+
+def imported(entry: str) -> str:
+    """Imports the file of "path/file.py:name", once; "module:name" of the module that it became."""
+    path, _, name = entry.rpartition(":")
+    file = Path(path).expanduser().resolve()
+    I.require(file.is_file(), f"there is no file {path}")
+    key = hashlib.sha256(str(file).encode()).hexdigest()[:8]
+    module_name = f"{file.stem}_{key}"  # no file of the same name elsewhere is meant
+    if module_name not in sys.modules:
+        if str(file.parent) not in sys.path:
+            sys.path.append(str(file.parent))  # for what lies beside it
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+    return f"{module_name}:{name}"
+
+
+def fits(function: Callable, *arguments, **named) -> str:
+    """Why a function cannot be called so, or "" if it can."""
+    try:
+        inspect.signature(function).bind(*arguments, **named)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # it does not tell what it takes
+        return ""
+    return ""
+
+
+def check_loss(loss: Callable) -> None:
+    """One line, unless it can be called as the loss of a framework."""
+    why = fits(loss, None)
+    I.require(not why, f"a framework is a function of one Step: {why}")
+
+
+# ==== 2. Nets =====================================================================================
+
+
+def takes(function: Callable, name: str) -> bool:
+    """Whether a function has an argument of this name, or takes any; a bare class takes none."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = {p.kind for p in parameters}
+    bare = inspect.Parameter.VAR_POSITIONAL in kinds  # a class without an __init__ of its own
+    any_name = inspect.Parameter.VAR_KEYWORD in kinds and not bare
+    return any_name or any(p.name == name for p in parameters)
+
+
+def made(name: str, classes: int | None) -> nn.Module:
+    """What the factory of a name gives."""
+    factory = I.resolve({}, name, "net")
+    given = {"num_classes": classes} if classes and takes(factory, "num_classes") else {}
+    why = fits(factory, **given)
+    I.require(not why, f"the net {name}: {why}; a factory gets num_classes, if it takes that")
+    net = factory(**given)
+    I.require(isinstance(net, nn.Module), f"{name} gives a {type(net).__name__}, no nn.Module")
+    return net
+
+
+def from_timm(name: str, classes: int | None, size: int) -> nn.Module:
+    """A net of timm with random weights, for images of this size if it asks for that."""
+    import timm
+
+    I.require(timm.is_model(name), f"timm has no net called {name!r}")
+    options = {"num_classes": classes} if classes else {}
+    try:
+        return timm.create_model(name, img_size=size, **options)
+    except TypeError:  # most nets take any size
+        return timm.create_model(name, **options)
+
+
+def known_to_timm(name: str) -> bool:
+    """Whether timm is installed and has a net of this name."""
+    try:
+        import timm
+    except ImportError:
+        return False
+    return timm.is_model(name)
+
+
+def check_net(net: nn.Module, name: str, classes: int | None, size: int) -> None:
+    """One line, unless the net maps images [B,3,H,W] to logits [B,K] of these classes."""
+    parameters = [*net.parameters(), *net.buffers()]
+    if any(p.is_meta for p in parameters):
+        return
+    x = torch.full((2, 3, size, size), 0.5).to(memory_format=torch.channels_last)
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        with torch.no_grad():
+            z = net.eval()(x)
+    except Exception as error:  # whatever foreign code raises
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise I.InfoardError(f"{name} does not take images [2,3,{size},{size}]: {why}") from None
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    told = f"{name} gives a {type(z).__name__}, not logits [B,K]: wrap it in a net that does"
+    I.require(isinstance(z, Tensor), told)
+    told = f"{name} gives {list(z.shape)} for two images, not logits [2,K]"
+    I.require(z.dim() == 2 and len(z) == 2, told)
+    told = f"{name} has {z.shape[1]} classes, the data have {classes}"
+    I.require(classes in (None, z.shape[1]), told)
+    z = I.as_float32(z)
+    is_logits = (z < 0).any() or (z.sum(1) - 1).abs().max() > 1e-4
+    I.require(is_logits, f"{name} gives probabilities, not logits: leave out its softmax")
+
+
+def found(name: str, classes: int | None, size: int) -> nn.Module:
+    """The net of module:factory, path/file.py:factory, timm:name or a bare name of timm."""
+    if ":" not in name:
+        if not known_to_timm(name):
+            I.lookup(list(I.MODELS), name, "model")
+        return from_timm(name, classes, size)
+    if name.startswith("timm:"):
+        return from_timm(name.removeprefix("timm:"), classes, size)
+    return made(name, classes)
+
+
+def build(name: str, classes: int | None, size: int) -> nn.Module:
+    """That net, if it maps images to logits of these classes."""
+    net = found(name, classes, size)
+    check_net(net, name, classes, size)
+    return net
+
+
+# ==== 3. Attacks ==================================================================================
+
+
+def checked_attack(name: str, attack: Callable) -> Callable:
+    """An attack of anyone's own, called by its name: refused if it gives no x' of its ball.
+
+    Its attribute norm says in which ball eps is a radius: "linf" (or no attribute), "l2", "none".
+    """
+    given = {"eps": 8 / 255}
+    if takes(attack, "generator"):
+        given["generator"] = None
+    why = fits(attack, None, None, None, **given)
+    contract = "an attack is attack(net, x, y, eps=..., generator=...) -> x'"
+    I.require(not why, f"the attack {name}: {why}; {contract}")
+    norm = getattr(attack, "norm", "linf")
+    I.lookup(("linf", "l2", "none"), norm, f"norm of the attack {name}")
+
+    def checked(net: nn.Module, x: Tensor, y: Tensor, *, eps: float, generator=None) -> Tensor:
+        options = {"generator": generator} if "generator" in given else {}
+        x_adv = attack(net, x, y, eps=eps, **options)
+        shape = list(getattr(x_adv, "shape", []))
+        told = f"the attack {name} gives {type(x_adv).__name__} {shape}, not x' {list(x.shape)}"
+        I.require(isinstance(x_adv, Tensor) and x_adv.shape == x.shape, told)
+        x_adv = x_adv.detach()
+        far = x_adv.min() < -1e-6 or x_adv.max() > 1 + 1e-6 or not x_adv.isfinite().all()
+        I.require(not far, f"the attack {name} leaves [0, 1]: clamp its x'")
+        moved = (x_adv - x).flatten(1).norm(2 if norm == "l2" else torch.inf, dim=1).max().item()
+        told = f"the attack {name} moves an image by {moved:.4g} ({norm}), more than eps {eps:.4g}"
+        I.require(norm == "none" or moved <= eps + 1e-5, f"{told}: project, or set its norm")
+        return x_adv
+
+    checked.norm = norm
+    checked.first = getattr(attack, "first", {})
+    return checked

@@ -1,0 +1,275 @@
+"""What people bring by a name of their own, through the whole life of a run; and what is wrong with
+it in one line.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+import infoard as I
+from test_infoard import ROOT, error_of, one_line, run
+
+each = pytest.mark.parametrize
+
+MINE = """
+import torch
+from torch import nn
+from helper import WIDTH
+
+
+def net(num_classes):
+    layers = [nn.Conv2d(3, WIDTH, 3, 2, 1), nn.BatchNorm2d(WIDTH), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, num_classes)]
+    return nn.Sequential(*layers)
+
+
+def deep(num_classes, depth):
+    return net(num_classes)
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net(10)
+
+    def forward(self, x):
+        return self.net(x), x
+
+
+def probabilities():
+    return nn.Sequential(net(10), nn.Softmax(1))
+
+
+def three():
+    return net(3)
+
+
+def maps():
+    return nn.Conv2d(3, 10, 3)
+
+
+def large(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, num_classes))
+
+
+def darker(net, x, y, *, eps, generator=None):
+    return (x - eps).clamp(0, 1)
+
+
+def simple(net, x, y, eps):
+    return (x + eps).clamp(0, 1)
+
+
+def too_far(net, x, y, *, eps, generator=None):
+    return (x - 2 * eps).clamp(0, 1)
+
+
+def outside(net, x, y, *, eps, generator=None):
+    return x - eps
+
+
+def nothing(net, x, y, *, eps, generator=None):
+    pass
+
+
+def without_eps(net, x, y):
+    return x
+
+
+def strange(net, x, y, *, eps):
+    return x
+
+
+strange.norm = "l3"
+
+
+def loss(student, x):
+    return 0
+
+
+def no_loss(step):
+    pass
+"""
+
+
+@pytest.fixture
+def code(desk):
+    """The desk, with code/mine.py and what it imports beside it."""
+    Path("code").mkdir()
+    Path("code/mine.py").write_text(MINE)
+    Path("code/helper.py").write_text("WIDTH = 8\n")
+    yield desk
+    for name in [name for name in sys.modules if name == "helper" or name.startswith("mine")]:
+        del sys.modules[name]
+
+
+# ==== 1. The life of a run ========================================================================
+
+
+def test_a_student_of_a_file_lives_as_one_that_is_built_in(code, monkeypatch, capsys):
+    """Trained, stopped, resumed; its best is not its last epoch; evaluated, exported, in tables."""
+    scores = [3.0, 9.0, 5.0]
+    monkeypatch.setattr(I, "validate", lambda run: {"val_pgd": scores[run.at.epoch - 1]})
+    options = {"student": "code/mine.py:net", "teacher": "teacher.pt", "epochs": 3}
+    options["attacks"] = "clean,fgsm,code/mine.py:darker"
+    with pytest.raises(SystemExit):
+        run("r/s0", stop=8, **options)
+    results = run("r/s0", resume=True, **options)
+    assert results["best"]["epoch"] == 2 and results["last"]["epoch"] == 3
+    shown = capsys.readouterr().out
+    assert "compared: 2 [8, 16, 16] of the student" in shown
+    assert re.search(r"s0 best: .* darker \d", shown)
+    assert json.loads(Path("r/s0/results.json").read_text())["best"]["darker"] is not None
+
+    line = "eval r/s0/best.pt --attacks clean,code/mine.py:darker --eval-subset 40 --device cpu"
+    assert I.main([*line.split(), "--out", "r/s0"]) == 0
+    again = json.loads(Path("r/s0/eval.json").read_text())
+    assert again["clean"] == results["best"]["clean"]
+    assert again["darker"] == results["best"]["darker"]
+    assert I.main(["export", "r/s0/best.pt"]) == 0
+    weights = torch.load("r/s0/best.weights.pt", weights_only=True)
+    net = I.build_model("code/mine.py:net", 10)
+    net.load_state_dict(weights)
+    assert I.main(["tables", "r"]) == 0
+    header = Path("r/tables.md").read_text().splitlines()[0]
+    assert " darker " in header
+
+
+def test_names_of_folders_are_no_folders():
+    cfg = I.Config(student="/a/b.py:net", framework="c/d.py:loss.MINE", infoard=False)
+    with pytest.raises(I.InfoardError, match="no file c/d.py"):
+        cfg.resolved()
+    cfg = I.Config(student="/a/b.py:net")
+    assert cfg.resolved().out == "runs/shapes-.a.b.py.net-rslad-s0"
+
+
+def test_files_of_one_name_are_not_confused(tmp_path):
+    for folder, width in (("one", 3), ("two", 5)):
+        (tmp_path / folder).mkdir()
+        text = f"from torch import nn\n\n\ndef net():\n    return nn.Linear({width}, 2)\n"
+        (tmp_path / folder / "same.py").write_text(text)
+    for folder, width in (("one", 3), ("two", 5)):
+        factory = I.resolve({}, f"{tmp_path}/{folder}/same.py:net", "net")
+        assert factory().in_features == width
+        assert I.resolve({}, f"{tmp_path}/{folder}/same.py:net", "net") is factory  # imported once
+
+
+# ==== 2. timm =====================================================================================
+
+
+@pytest.fixture
+def timm(monkeypatch):
+    """A stand-in for timm: one net that asks for the size of images, and one that does not."""
+    made = []
+
+    def create_model(name, **options):
+        made.append(options)
+        if name == "cnn" and "img_size" in options:
+            raise TypeError("unexpected keyword argument 'img_size'")
+        layers = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, options["num_classes"])]
+        return nn.Sequential(*layers)
+
+    module = ModuleType("timm")
+    module.is_model = lambda name: name in ("cnn", "vit")
+    module.create_model = create_model
+    monkeypatch.setitem(sys.modules, "timm", module)
+    return made
+
+
+@each("name, options", [("cnn", {}), ("vit", {"img_size": 64})])
+def test_nets_of_timm_go_by_their_names(name, options, timm):
+    for asked in (name, f"timm:{name}"):
+        net = I.build_model(asked, 7, 64)
+        assert net[-1].out_features == 7
+        assert timm[-1] == {"num_classes": 7, **options}
+    with pytest.raises(I.InfoardError, match="timm has no net called 'nope'"):
+        I.build_model("timm:nope", 7)
+    with pytest.raises(I.InfoardError, match="unknown model 'nope'.*resnet18"):
+        I.build_model("nope", 7)
+
+
+def test_our_names_win_over_those_of_timm(timm):
+    timm_knows_it = sys.modules["timm"]
+    timm_knows_it.is_model = lambda name: True
+    assert isinstance(I.build_model("tiny", 7), nn.Sequential) and not timm
+
+
+def test_without_timm_its_names_are_unknown(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(I.InfoardError, match="unknown model 'resnet34'"):
+        I.build_model("resnet34")
+
+
+# ==== 3. What is wrong ============================================================================
+
+WRONG = [
+    ("--student code/mine.py:deep", "missing a required argument: 'depth'"),
+    ("--student code/mine.py:Pair", "gives a tuple, not logits"),
+    ("--student code/mine.py:probabilities", "probabilities"),
+    ("--student code/mine.py:three", "3 classes, the data have 10"),
+    ("--student code/mine.py:maps", r"\[2, 10, 30, 30\] for two images"),
+    ("--student code/mine.py:large", r"does not take images \[2,3,32,32\]"),
+    ("--student code/mine.py:absent", "absent"),
+    ("--student code/absent.py:net", "no file code/absent.py"),
+    ("--framework code/mine.py:loss", "function of one Step: missing a required argument: 'x'"),
+    ("--framework code/mine.py:no_loss --student tiny", "must be a scalar"),
+    ("--attacks clean,code/mine.py:without_eps", "unexpected keyword argument 'eps'"),
+    ("--attacks clean,code/mine.py:strange", "norm of the attack"),
+]
+
+
+@each("options, why", WRONG, ids=[options for options, _ in WRONG])
+def test_what_is_missing_is_one_line(options, why, code, capsys):
+    common = "--teacher teacher.pt --subset 100 --epochs 1 --steps 1 --device cpu --no-figures"
+    error = error_of([*common.split(), *options.split()], capsys)
+    assert re.search(why, error), error
+    assert one_line(error)
+
+
+ATTACKS = [("too_far", "more than eps 0.03137"), ("outside", "leaves"), ("nothing", "NoneType")]
+
+
+@each("name, why", ATTACKS)
+def test_an_attack_that_cheats_is_refused(name, why, code, lab):
+    x, y = torch.full((4, 3, 32, 32), 0.01), torch.zeros(4).long()
+    if name == "too_far":
+        x = x + 0.5
+    attack = I.chosen_attacks(f"code/mine.py:{name}")[name]
+    with pytest.raises(I.InfoardError, match=why):
+        attack(lab.net, x, y, eps=8 / 255)
+
+
+def test_an_attack_may_go_without_a_generator(code, lab):
+    x, y = torch.rand(4, 3, 32, 32), torch.zeros(4).long()
+    attack = I.chosen_attacks("code/mine.py:simple")["simple"]
+    assert torch.equal(attack(lab.net, x, y, eps=0.1, generator=None), (x + 0.1).clamp(0, 1))
+    assert attack.norm == "linf"
+
+
+# ==== 4. The documents ============================================================================
+
+
+def test_the_example_of_the_documents_runs(code, capsys):
+    text = (ROOT / "docs/usage.md").read_text()
+    section = text.partition("## Your own framework, attack and student")[2].partition("\n## ")[0]
+    example = re.search(r"```python\n(.*?)```", section, re.S)[1]
+    student = example.index("def net")  # a framework and an attack are twelve lines
+    assert len([line for line in example[:student].splitlines() if line.strip()]) <= 12
+    Path("mine.py").write_text(example)
+    commands = re.search(r"```bash\n(.*?)```", section, re.S)[1].splitlines()
+    few = "--teacher teacher.pt --subset 100 --val-size 10 --epochs 1 --steps 1 --batch-size 50 "
+    few += "--eval-subset 20 --device cpu --amp off --no-figures --out"
+    line = commands[0].removeprefix("python infoard.py ").split()
+    assert I.main([*line, "--student", "tiny", *few.split(), "a"]) == 0
+    best = json.loads(Path("a/results.json").read_text())["best"]
+    assert best["darker"] is not None and best["worst"] <= best["darker"]
+    assert json.loads(Path("a/config.json").read_text())["settings"]["own"] == {"heat": 4.0}
+    assert "path/to/mine.py:net" in commands[1]
+    assert I.main(["--student", "mine.py:net", "--attacks", "clean", *few.split(), "b"]) == 0
+    assert "timm:" in commands[2]
