@@ -1228,8 +1228,7 @@ MODELS = {
     "tiny": tiny,
     "tiny_wide": partial(tiny, width=32),
 }
-# Suffix of a model's name: wrapper(net, size).
-WRAPPERS = {"_ae": "companions.mid:Autoencoder", "_half": "companions.nets:halved"}
+WRAPPERS = {"_ae": "companions.mid:Autoencoder", "_half": "companions.nets:halved"}  # by suffix
 
 
 def build_model(name: str, classes: int | None = 10, size: int = 32, **options) -> nn.Module:
@@ -1268,11 +1267,6 @@ def load_tensors(path: str | Path) -> dict:
         raise InfoardError(f"{told}: get it again, or save its state_dict() alone") from None
 
 
-def was_halved(file: dict) -> bool:
-    """Whether a checkpoint is of the time when the first convolution halved 64 pixels."""
-    return file["size"] == 64 and "benchmark" not in file["config"]
-
-
 def load_own(file: dict, arch: str | None = None) -> nn.Module:
     """The net that a checkpoint of this program evaluates: the average of weights if it has one."""
     require(file.get("format") == "infoard-1", "another program's file: it needs companions/")
@@ -1282,8 +1276,8 @@ def load_own(file: dict, arch: str | None = None) -> nn.Module:
         weights.pop("n_averaged")
     require(arch in (None, name), f"holds a {name}, not the {arch} asked for")
     classes = len(file["classes"]) or len(list(weights.values())[-1])
-    if was_halved(file) and ":" not in name:
-        name = name.removesuffix("_ae") + "_half" + ("_ae" if name.endswith("_ae") else "")
+    if file["size"] == 64 and "benchmark" not in file["config"] and ":" not in name:
+        name = re.sub("(_ae)?$", r"_half\1", name, count=1)  # conv1 once halved 64 pixels
     with torch.random.fork_rng([]):
         net = build_model(name, classes, file["size"])
     net.load_state_dict(weights)
@@ -1302,8 +1296,7 @@ def load_teacher(
 ) -> nn.Module:
     """A frozen net in eval mode, from a file or address, robustbench:ID or module:factory.
 
-    What a stranger's file does not tell must be said: norm, arch "wrn_28_10_silu". dataset: which
-    benchmark of RobustBench.
+    What a stranger's file does not tell must be said: norm, arch "wrn_28_10_silu".
     """
     try:
         if has_companions():
@@ -1615,13 +1608,11 @@ def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int)
     accuracy = percent(correct(net, x, y))
     weak = accuracy <= min(200 / classes, 50 + 50 / classes)
     told = f"teacher {name}: clean accuracy {accuracy} on {len(x)} test images"
+    if weak:
+        told += f", chance is {100 / classes:.1f}"
     if has_companions():
         judge = resolve({}, "companions.checkpoints:judge", "check")
         told += judge(net, x, y, name, classes, weak)
-    if weak:
-        told += (
-            f"; chance is {100 / classes:.1f}: a wrong file or --teacher-norm, or too few epochs"
-        )
     require(not weak or name.startswith("runs/teachers/"), told)
     print(f"warning: {told}" if weak else told)
 
@@ -1768,7 +1759,7 @@ class Run:
         whole = {"at", *self.parts} <= state.keys()
         require(whole, f"{path} is no run to go on: change --out")
         told = f"{path} is of a version whose first convolution halved 64 pixels: begin again"
-        require(not was_halved(state), told)
+        require(state["size"] != 64 or "benchmark" in state["config"], told)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         for name, generator in self.generators.items():
