@@ -1275,11 +1275,6 @@ def load_tensors(path: str | Path) -> dict:
         raise InfoardError(f"{told}: get it again, or save its state_dict() alone") from None
 
 
-def was_halved(file: dict) -> bool:
-    """Whether a checkpoint is of the time when the first convolution halved 64 pixels."""
-    return file["size"] == 64 and "benchmark" not in file["config"]
-
-
 def load_own(file: dict, arch: str | None = None) -> nn.Module:
     """The net that a checkpoint of this program evaluates: the average of weights if it has one."""
     require(file.get("format") == "infoard-1", "another program's file: it needs companions/")
@@ -1289,8 +1284,8 @@ def load_own(file: dict, arch: str | None = None) -> nn.Module:
         weights.pop("n_averaged")
     require(arch in (None, name), f"holds a {name}, not the {arch} asked for")
     classes = len(file["classes"]) or len(list(weights.values())[-1])
-    if was_halved(file) and ":" not in name:
-        name = name.removesuffix("_ae") + "_half" + ("_ae" if name.endswith("_ae") else "")
+    if file["size"] == 64 and "benchmark" not in file["config"] and ":" not in name:
+        name = re.sub("(_ae)?$", r"_half\1", name, count=1)  # conv1 once halved 64 pixels
     with torch.random.fork_rng([]):
         net = build_model(name, classes, file["size"])
     net.load_state_dict(weights)
@@ -1309,8 +1304,7 @@ def load_teacher(
 ) -> nn.Module:
     """A frozen net in eval mode, from a file or address, robustbench:ID or module:factory.
 
-    What a stranger's file does not tell must be said: norm, arch "wrn_28_10_silu". dataset: which
-    benchmark of RobustBench.
+    What a stranger's file does not tell must be said: norm, arch "wrn_28_10_silu".
     """
     try:
         if has_companions():
@@ -1706,7 +1700,7 @@ class Run:
         whole = {"at", *self.parts} <= state.keys()
         require(whole, f"{path} is no run to go on: change --out")
         told = f"{path} is of a version whose first convolution halved 64 pixels: begin again"
-        require(not was_halved(state), told)
+        require(state["size"] != 64 or "benchmark" in state["config"], told)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         for name, generator in self.generators.items():

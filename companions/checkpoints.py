@@ -781,9 +781,8 @@ def training_of(name: str) -> str:
     """What a checkpoint of our own says of its training."""
     cfg = read(name).get("config", {})
     images = cfg.get("subset") or "all"
-    return (
-        f", trained here by {cfg.get('framework')}, {cfg.get('epochs')} epochs of {images} images"
-    )
+    told = f"epochs: {cfg.get('epochs')}, images: {images}"
+    return f", trained here by {cfg.get('framework')} ({told})"
 
 
 def judge(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int, weak: bool) -> str:
@@ -792,19 +791,18 @@ def judge(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int, weak: b
     That another normalisation than the one taken is right shows in its accuracy, which is tried
     where the file does not tell it, or where the net is near chance.
     """
-    said = zoo.published(name, classes)
+    said, why = zoo.published(name, classes), "a wrong file or --teacher-norm"
     if name.startswith("runs/teachers/"):
-        said = training_of(name)
+        said, why = training_of(name), "too few epochs or images"
     guessed = getattr(net, "guessed", None)  # None: no file of a stranger
     if guessed or (weak and guessed is not None):
         norm, best, now = best_norm(net, *some(x, y, 100))
         fits = f"{best} with --teacher-norm {norm}, {now} as it is, on 100 images"
         told = f"teacher {name} has clean accuracy {fits}: say which one is meant"
         I.require(best < now + 5, f"{told} (as it is: --teacher-norm 0/1)")
-        if weak:
-            said += "; no known normalisation helps"
+        why = "a wrong file, as no known normalisation helps"
     if weak:
-        return said
+        return f"{said}: {why}"
     small = sum(p.numel() for p in net.parameters()) < 1_000_000
     on_gpu = next(net.parameters()).is_cuda
     if on_gpu:
