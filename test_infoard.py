@@ -2311,7 +2311,7 @@ CUTS = {  # how to use it, the most lines that it may drag along, itself include
     "adaad": (use_adaad, 27),
     "Step": (use_step, 400),
     "still_right": (use_still_right, 120),
-    "evaluate": (use_evaluate, 310),
+    "evaluate": (use_evaluate, 314),
 }
 
 
@@ -3927,7 +3927,7 @@ def test_infoard_holds_at_most_1700_lines():
 
 
 def test_infoard_does_not_grow():
-    assert len(Path(I.__file__).read_text().splitlines()) <= 2_050
+    assert len(Path(I.__file__).read_text().splitlines()) <= 2_026
 
 
 def test_no_line_moves_things_to_cuda_by_name():

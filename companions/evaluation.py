@@ -100,10 +100,8 @@ def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int)
     accuracy = I.percent(I.correct(net, x, y))
     weak = accuracy <= min(200 / classes, 50 + 50 / classes)
     told = f"teacher {name}: clean accuracy {accuracy} on {len(x)} test images"
-    told += judge(net, x, y, name, classes, weak)
     if weak:
-        told += (
-            f"; chance is {100 / classes:.1f}: a wrong file or --teacher-norm, or too few epochs"
-        )
+        told += f", chance is {100 / classes:.1f}"
+    told += judge(net, x, y, name, classes, weak)
     I.require(not weak or name.startswith("runs/teachers/"), told)
     print(f"warning: {told}" if weak else told)

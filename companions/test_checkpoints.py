@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import infoard as I
-from companions import checkpoints, evaluation, nets, zoo
+from companions import checkpoints, evaluation, nets, own, zoo
 from test_infoard import noise, one_line
 
 each = pytest.mark.parametrize
@@ -867,7 +867,7 @@ WRAPS = {
 def test_foreign_nets_give_their_logits(kind, monkeypatch):
     torch.manual_seed(0)
     net = Viewing(WRAPS[kind])
-    monkeypatch.setattr(I, "build_model", lambda name, classes: net)
+    monkeypatch.setattr(own, "found", lambda name, classes, size: net)
     expected = net.head(net.conv(X).contiguous().flatten(1))
     loaded = I.load_teacher("my:net", None, 10)
     near(loaded(X), expected)
@@ -885,7 +885,7 @@ def test_foreign_nets_give_their_logits(kind, monkeypatch):
     ],
 )
 def test_other_outputs_are_one_line(wrap, why, monkeypatch):
-    monkeypatch.setattr(I, "build_model", lambda name, classes: Viewing(wrap))
+    monkeypatch.setattr(own, "found", lambda name, classes, size: Viewing(wrap))
     with pytest.raises(I.InfoardError, match=why) as error:
         I.load_teacher("my:net", None, 10)
     assert one_line(error.value)

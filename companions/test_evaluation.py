@@ -225,7 +225,7 @@ def test_only_a_teacher_above_twice_chance_passes(right, monkeypatch, capsys):
         check()
         assert capsys.readouterr().out == f"{told}\n"
     else:
-        with pytest.raises(I.InfoardError, match=f"{told}; chance is 10.0") as error:
+        with pytest.raises(I.InfoardError, match=f"{told}, chance is 10.0") as error:
             check()
         assert one_line(error.value)
 

@@ -158,16 +158,16 @@ def test_weights_that_have_changed_since_are_seen():
     assert (first - second).abs().max() > 1e-2
 
 
-def test_a_tapped_net_gives_its_maps_as_before():
+def test_a_tapped_net_gives_its_features_as_before():
     net = with_statistics(I.build_model("tiny"))
     x = rand(2, 3, 32, 32).float()
     taps = I.Taps(net, x)
     with I.frozen_eval(net):
         net(x)
-    usual = taps.take()
+    usual = taps.of(x)
     with fast.Folding(torch.float32)(net):
         net(x)
-    folded = taps.take()
+    folded = taps.of(x)
     assert usual.keys() == folded.keys()
     for name, f in usual.items():
         near(folded[name], f, 1e-4)

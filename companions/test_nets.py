@@ -193,12 +193,12 @@ def factory_with_options(**options):
 
 
 def factory_without(width=4):
-    return I.tiny(5, 32, width)
+    return I.tiny(7, 32, width)
 
 
 @each(
     "name, classes",
-    [("factory_with_classes", 7), ("factory_with_options", 7), ("factory_without", 5)],
+    [("factory_with_classes", 7), ("factory_with_options", 7), ("factory_without", 7)],
 )
 def test_factories_are_told_the_classes_if_they_ask(name, classes):
     net = I.build_model(f"{__name__}:{name}", 7)
