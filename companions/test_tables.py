@@ -546,3 +546,18 @@ def test_importing_tables_needs_no_matplotlib():
     code = "import sys, companions.tables; sys.exit('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE)
     assert done.returncode == 0
+
+
+def test_the_readme_shows_what_the_gpu_said():
+    found = json.loads((RESULTS / "gpu/fast/apgd.json").read_text())
+    readme = (HOUSE / "README.md").read_text()
+    table = readme.partition("<!-- gpu -->")[2].partition("<!-- end -->")[0]
+    names = {"rslad": "RSLAD", "adaad": "AdaAD"}
+    rows = []
+    for base, name in names.items():
+        for kind, added in (("plain", ""), ("infoard", " + InfoARD")):
+            row = found[f"{base}_{kind}"]
+            assert row["n"] == 1000
+            cells = [f"{row[key]:.1f}" for key in ("clean", "pgd_sat", "apgd")]
+            rows.append(f"| {name}{added} | {' | '.join(cells)} |")
+    assert table.strip().splitlines()[2:] == rows
