@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 import infoard as I
+from companions.evaluation import precision
 from companions.tables import markdown
 
 # ==== 1. The ordinary step ========================================================================
@@ -412,6 +413,10 @@ def time_kinds(kinds_of: Callable, rounds: int, frameworks: str, given: dict) ->
     about = {"machine": machine(device), "torch": torch.__version__, "ranks": ranks}
     about.update(student=cfg.student, teacher=cfg.teacher_arch, batch_size=start.batch_size)
     about.update(steps=cfg.steps, rounds=rounds, compiled=start.compile)
+    about["precision"] = {
+        name: precision(device, I.amp_dtype(kind.cfg.amp, device) or torch.float32)
+        for name, kind in kinds_of(cfg).items()
+    }
     about["peak"] = {str(dtype): f"{best / 1e12:.2f} TFLOP/s" for dtype, best in peaks.items()}
     I.save(Path(start.out, "bench.json"), {"about": about, "rows": rows})
     print("", *(f"{name}: {value}" for name, value in about.items()), "", costs(rows), sep="\n")
