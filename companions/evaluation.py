@@ -1,6 +1,6 @@
 """What infoard.evaluate says besides accuracies, and what is asked of a teacher before it teaches.
 
-Confidence intervals, warnings of masked gradients, the precision, the images of nets that make some,
+Confidence intervals, warnings of masked gradients, the precision, the images of nets that make any,
 and whether a teacher is above chance. infoard.py asks for these by name and, alone, does without.
 
 [Wilson] E. B. Wilson, JASA 1927     [Masked] Athalye et al., 1802.00420
@@ -73,7 +73,7 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
 def precision(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """What convolutions of this type are computed in on a device: fp32, tf32, bf16, fp16 or fp64."""
+    """In what convolutions of a type are computed on a device: fp32, tf32, bf16, fp16, fp64."""
     if dtype in NAMES:
         return NAMES[dtype]
     rounds = device.type == "cuda" and torch.backends.cudnn.allow_tf32
