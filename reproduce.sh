@@ -9,6 +9,8 @@
 # bash reproduce.sh evidence        set up, then the runs of results/evidence: every framework, parts and
 #                                   controls, teachers; two cores, six hours; `evidence first`:
 #                                   the longer runs of its first part
+# bash reproduce.sh gpu             set up, then ten minutes that try a machine with CUDA: smoke, parity
+#                                   with the CPU, speed, four students; --device cpu: a dry run
 # bash reproduce.sh lite            set up, then accuracy against time of steps and their schedules:
 #                                   two cores, 2 hours; more options go to every run
 set -euo pipefail
@@ -44,5 +46,6 @@ case "${1:-}" in
     tables) cells "${2:-}" > /dev/null; setup; exec $PY -m companions.recipes "$@" ;;
     evidence) setup; exec $PY -m companions.recipes "$@" ;;
     lite) setup; exec $PY -m companions.recipes "$@" ;;
-    *) sed -n '2,13s/^# //p' "$0"; exit 2 ;;
+    gpu) setup; exec $PY infoard.py "$@" ;;
+    *) sed -n '2,15s/^# //p' "$0"; exit 2 ;;
 esac

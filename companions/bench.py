@@ -389,8 +389,13 @@ def lifted_frameworks() -> str:
     return ",".join(name for name in I.FRAMEWORKS if I.get_framework(name).infoard)
 
 
-def time_kinds(kinds_of: Callable, rounds: int, frameworks: str, given: dict) -> None:
-    """Times kinds_of(settings) for each framework of a list with commas; bench.json, a table."""
+def time_kinds(
+    kinds_of: Callable, rounds: int, frameworks: str, given: dict, peaks: dict | None = None
+) -> None:
+    """Times kinds_of(settings) for each framework of a list with commas; bench.json, a table.
+
+    peaks: those of measured() that are known, to be filled.
+    """
     device = I.pick_device(given.get("device", "auto"))
     ranks = I.world()[1]
     usual = {"dataset": "cifar10", "out": "runs/bench"}
@@ -401,7 +406,8 @@ def time_kinds(kinds_of: Callable, rounds: int, frameworks: str, given: dict) ->
     size = start.image_size or 32
     data = random_data(2 * start.batch_size + 2, size)
 
-    rows, peaks = {}, {}
+    rows = {}
+    peaks = {} if peaks is None else peaks
     for framework in frameworks.split(","):
         cfg = replace(start, framework=framework, teacher=None, val_size=0).resolved()
         teacher = I.build_model(cfg.teacher_arch, size=size).eval().requires_grad_(False)

@@ -105,6 +105,7 @@ VERBS = {
     "bench": ("companions.bench:run_bench", "what a training step costs"),
     "effects": ("companions.bench:run_effects", "the same without what makes it fast"),
     "growth": ("companions.bench:run_growth", "the same at other batch sizes and steps"),
+    "gpu": ("companions.gpu:run_gpu", "a machine tried in ten minutes"),
     "mi": ("companions.namid:run_mi", "natural and adversarial information of a checkpoint"),
 }
 

@@ -356,7 +356,9 @@ def check_reproduce(words):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     usage = [line for line in script.read_text().splitlines() if line.startswith("# bash ")]
     assert any(line.startswith(f"# bash reproduce.sh {words[1]} ") for line in usage)
-    if words[1] not in ("demo", "test"):
+    if words[1] == "gpu":
+        check_infoard(words[1:])
+    elif words[1] not in ("demo", "test"):
         check_recipes(words[1:])
 
 

@@ -745,6 +745,11 @@ def test_reproduce_hands_all_words_to_recipes(script, words):
     assert done.returncode == 0 and calls == ["-m", "companions.recipes", *words]
 
 
+def test_reproduce_tries_a_machine(script):
+    done, calls = script("gpu", "--minutes", "5")
+    assert done.returncode == 0 and calls == ["infoard.py", "gpu", "--minutes", "5"]
+
+
 def test_reproduce_runs_the_tests(script):
     done, calls = script("test", "-k", "a or b")
     assert done.returncode == 0 and calls[:2] == ["-m", "pytest"]
