@@ -345,7 +345,7 @@ def check_recipes(words):
     assert verb in ("cells", "tables", "evidence", "lite")
     if verb in ("cells", "tables"):
         assert rest.pop(0) in recipes.SCALES
-    if rest[:1] == ["first"]:
+    if rest[:1] in (["first"], ["gpu"]):
         rest.pop(0)
     check_settings(cli.parse("train", rest))
 

@@ -109,6 +109,13 @@ class Own(Twice):
         return self.norm(self.conv(x)).mean((2, 3))
 
 
+class Named(Twice):
+    """Whose norm gets its input by name: it folds."""
+
+    def forward(self, x):
+        return self.norm(input=self.conv(x)).square().mean((2, 3))
+
+
 class Untracked(Twice):
     """With a norm that uses the statistics of the batch in eval mode, too."""
 
@@ -129,6 +136,40 @@ def test_what_cannot_be_folded_is_not(kind):
     folded = logits_and_gradient(net, fast.Folding(torch.float64), x)
     for a, b in zip(usual, folded, strict=True):
         near(a, b)
+
+
+def test_a_norm_that_is_called_by_name_folds():
+    net = with_statistics(Named().double())
+    assert fast.norms_of_convolutions(net) == {"conv": "norm"}
+    x = rand(4, 3, 8, 8).double()
+    folded = logits_and_gradient(net, fast.Folding(torch.float64), x)
+    for a, b in zip(logits_and_gradient(net, I.frozen_eval, x), folded, strict=True):
+        near(a, b)
+
+
+@each("layer", ["conv", "norm"])
+def test_a_layer_with_a_pass_of_its_own_keeps_it_and_its_partner_too(layer):
+    net = with_statistics(Named().double())
+    module, usual = getattr(net, layer), getattr(net, layer).forward
+    module.forward = lambda input: 2 * usual(input)
+    x = rand(4, 3, 8, 8).double()
+    truth = logits_and_gradient(net, I.frozen_eval, x)
+    folded = logits_and_gradient(net, fast.Folding(torch.float64), x)
+    for a, b in zip(truth, folded, strict=True):
+        near(a, b)
+    assert "forward" in vars(module)
+
+
+def test_nets_that_share_a_convolution_but_no_norm():
+    one, other = (with_statistics(Named().double(), seed) for seed in (0, 1))
+    other.conv = one.conv
+    x = rand(4, 3, 8, 8).double()
+    with I.frozen_eval(one, other):
+        truth = one(x), other(x)
+    with fast.Folding(torch.float64)(one, other, one):
+        near(one(x), truth[0])
+        near(other(x), truth[1])
+        assert "forward" not in vars(one.conv)
 
 
 def everything(net):
@@ -247,6 +288,9 @@ class Replay:
 class Stream:
     """In the place of a CUDA stream."""
 
+    def __init__(self, device):
+        assert device == torch.device("cpu")  # that of the run, not the current one
+
     def wait_stream(self, other):
         pass
 
@@ -317,10 +361,22 @@ def test_a_step_that_cannot_be_recorded_is_made_as_usual_and_said(pretended, mon
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
     usual, sums = five_steps(make_run(), recorded=False)
-    weights, own = five_steps(recorded_run())
+    run = recorded_run()
+    before = run.generators["attack"]
+    weights, own = five_steps(run)
+    assert run.generators["attack"] is not before  # which goes on where that one was
     assert torch.equal(usual, weights) and sums == own
     told = "steps are not replayed as a CUDA graph: operation not permitted"
     assert capsys.readouterr().out.count(told) == 1
+
+
+def test_nets_of_anyones_own_are_recorded_only_if_they_say_that_they_are_static():
+    net = I.build_model("tiny")
+    for name in (None, "resnet18", "runs/teacher/best.pt", "robustbench:Chen2021LTD_WRN34_10"):
+        assert fast.is_static(name, net)
+    assert not fast.is_static("mine:net", net)
+    net.static = True
+    assert fast.is_static("mine:net", net)
 
 
 STATIC = [name for name in I.FRAMEWORKS if I.get_framework(name).static]
