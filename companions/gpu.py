@@ -8,13 +8,14 @@
     2  teacher and students    4  the page
 
 Whether everything runs and agrees with the CPU stands in trials.py. Each part is a process with a
-time of its own. It writes what it finds to PART.json as it finds it,
-so one that is late loses only what it had still to do; called again, the whole ones are kept.
+time of its own. It writes what it finds to PART.json as it finds it, so one that is late loses only
+what it had still to do; called again, the whole ones are kept.
 """
 
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import time
@@ -108,8 +109,9 @@ def common(job: Job) -> str:
     """The options of teacher and students."""
     dataset = read(job.out, "data").get("dataset")
     I.require(dataset, "no images: put CIFAR-10 or train/ and test/ into --data-dir")
-    options = f"--dataset {dataset} --data-dir {job.data_dir} --device {job.device} --val-size 0"
-    options += " --step-size 4/255 --no-figures --no-progress --resume --attacks clean,pgd_sat"
+    options = f"--dataset {dataset} --data-dir {shlex.quote(job.data_dir)}"
+    options += f" --device {job.device} --val-size 0 --step-size 4/255 --attacks clean,pgd_sat"
+    options += " --no-figures --no-progress --resume"
     if job.toy:
         return f"{options} --subset 100 --batch-size 50 --steps 2 --eval-subset 20"
     return f"{options} --batch-size 256 --lr 0.2 --steps 3 --eval-subset 200"
@@ -117,7 +119,7 @@ def common(job: Job) -> str:
 
 def settings(words: str) -> I.Config:
     """What a run makes of its words."""
-    return I.Config(**cli.parse("train", words.split())).resolved()
+    return I.Config(**cli.parse("train", shlex.split(words))).resolved()
 
 
 def seconds_of_epoch(words: str) -> float:
@@ -172,14 +174,14 @@ def teacher(job: Job) -> None:
     words = f"{common(job)} --framework trades --no-infoard --student {arch} --steps 5"
     if job.toy:
         words += " --framework natural --subset 0 --batch-size 25 --lr 0.05"
-    train_rows(job, {"teacher": f"{words} --out {job.out}/teacher"})
+    train_rows(job, {"teacher": f"{words} --out {job.path('teacher')}"})
 
 
 def students(job: Job) -> None:
     """Four ResNet-18 of that teacher: RSLAD and AdaAD, plain and with InfoARD."""
     net = "tiny" if job.toy else "resnet18"
-    same = f"{common(job)} --student {net} --teacher {job.out}/teacher/last.pt"
-    train_rows(job, {n: f"{same} {more} --out {job.out}/students/{n}" for n, more in STUDENTS})
+    same = f"{common(job)} --student {net} --teacher {job.path('teacher/last.pt')}"
+    train_rows(job, {n: f"{same} {more} --out {job.path(f'students/{n}')}" for n, more in STUDENTS})
 
 
 def look(job: Job) -> None:
@@ -379,6 +381,8 @@ def run_gpu(**given) -> None:
     minutes = given.pop("own", {}).get("minutes", 10.0)
     I.require(minutes > 0, f"--minutes must be above 0, got {minutes}")
     out, device = Path(given.get("out", "runs/gpu")), given.get("device", "cuda")
+    known = device == "cpu" or device.startswith("cuda")
+    I.require(known, f"--device must be cuda, cuda:1 or (a dry run) cpu, not {device}")
     end = time.time() + 60 * minutes - 3  # for the page
     before = read(out, "machine").get("device", device)
     I.require(before == device, f"{out} has results of {before}: choose another --out")

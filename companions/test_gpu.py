@@ -5,6 +5,7 @@ run of all of them finds what there is to find.
 import dataclasses
 import json
 import os
+import re
 import signal
 import time
 
@@ -69,7 +70,7 @@ def command(monkeypatch, tmp_path):
 def test_a_part_that_is_late_or_breaks_costs_itself_alone(command, capsys):
     began = time.time()
     found = command(
-        minutes=0.08,
+        minutes=0.15,
         a=(lasts, 0.5, 1),
         b=(breaks, 0.5, 1),
         c=(ends, 0.5, 1),
@@ -77,13 +78,14 @@ def test_a_part_that_is_late_or_breaks_costs_itself_alone(command, capsys):
         e=(saves_first, 0.5, 3),
         f=(ends, 1, 4),
     )
-    assert time.time() - began < 6
+    assert time.time() - began < 15  # and not the minutes that its parts would take
     assert [found[name].get("seen") for name in "abcf"] == [3, 2, 1, 1]
     assert [name for name in found if found[name].get("whole")] == ["c", "f"]
     assert found["b"]["error"] == "RuntimeError: of this part alone"
     assert found["e"] == {"saved": True}
     shown = capsys.readouterr().out
-    assert "b: 0 s, RuntimeError: of this part alone" in shown and "c: 0 s, whole" in shown
+    assert re.search(r"b: \d s, RuntimeError: of this part alone", shown)
+    assert re.search(r"c: \d s, whole", shown)
 
 
 def test_whole_parts_are_kept_and_others_made_again(command, tmp_path):
@@ -124,6 +126,8 @@ def test_without_its_device_it_says_so(monkeypatch, tmp_path, capsys):
     trials.Job("machine", tmp_path, "cuda", "").note(device="cuda")
     assert I.main(["gpu", "--device", "cpu", "--out", str(tmp_path)]) == 2
     assert "has results of cuda: choose another --out" in capsys.readouterr().err
+    assert I.main(["gpu", "--device", "auto"]) == 2
+    assert "--device must be cuda, cuda:1 or (a dry run) cpu" in capsys.readouterr().err
     assert I.main(["gpu", "--minutes", "0"]) == 2
     assert "--minutes must be above 0" in capsys.readouterr().err
 
@@ -134,7 +138,7 @@ def test_without_its_device_it_says_so(monkeypatch, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory):
     """All parts at toy size, one after the other in this process."""
-    out = tmp_path_factory.mktemp("gpu")
+    out = tmp_path_factory.mktemp("a b")
     for name, part in gpu.PARTS.items():
         job = trials.Job(name, out, "cpu", "data", until=time.time() + 60)
         part.work(job)
@@ -185,7 +189,7 @@ def test_a_page_of_nothing_says_so(tmp_path):
 
 def test_epochs_planned_before_are_kept(dry):
     job = trials.Job("students", dry, "cpu", "data", until=time.time() + 60)
-    words = f"{gpu.common(job)} --framework natural --out {dry}/teacher"
+    words = f"{gpu.common(job)} --framework natural --out {job.path('teacher')}"
     assert gpu.epochs_that_fit(job, {"teacher": words}) == 2
 
 

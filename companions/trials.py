@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import signal
 import time
 import traceback
@@ -43,6 +44,10 @@ class Job:
     def toy(self) -> bool:
         return self.device == "cpu"
 
+    def path(self, name: str) -> str:
+        """A file or folder of the results, as a word of a command line."""
+        return shlex.quote(str(self.out / name))
+
     def left(self) -> float:
         """Seconds."""
         return self.until - time.time()
@@ -68,7 +73,7 @@ def attempt(words: str) -> dict:
     began, told, error = time.time(), io.StringIO(), ""
     try:
         with contextlib.redirect_stderr(told):
-            code = I.main(words.split())
+            code = I.main(shlex.split(words))
         if code:
             error = (told.getvalue().strip().splitlines() or ["no reason given"])[-1]
     except SystemExit as stop:  # a signal has stopped it
@@ -109,7 +114,8 @@ def little(job: Job) -> str:
     """The options of little runs."""
     options = f"--dataset {SHAPES} --device {job.device} --student tiny --epochs 1 --steps 2"
     options += " --step-size 4/255 --batch-size 50 --no-figures --no-progress --resume"
-    options += f" --teacher {job.out}/little/last.pt --teacher-nat {job.out}/little/last.pt"
+    teacher = job.path("little/last.pt")
+    options += f" --teacher {teacher} --teacher-nat {teacher}"
     if job.toy:
         return f"{options} --subset 100 --val-size 10 --eval-subset 20 --attacks clean,pgd_sat"
     return f"{options} --val-size 100 --eval-subset 100 --attacks clean,fgsm,pgd"
@@ -123,7 +129,7 @@ def machine(job: Job) -> None:
     job.note(device=job.device, name=bench.machine(device), torch=torch.__version__)
     job.note(cores=os.cpu_count(), half=str(I.amp_dtype("auto", device)))
     words = f"{little(job)} --framework natural --subset 0 --epochs 2 --batch-size 25 --lr 0.05"
-    row = attempt(f"{words} --out {job.out}/little")
+    row = attempt(f"{words} --out {job.path('little')}")
     I.require(not row["error"], row["error"])
 
 
@@ -158,9 +164,8 @@ def smoke(job: Job, share: int) -> None:
     job.note(of=[name for name, _ in mine], rows=rows)
     for name, options in mine:
         job.check_time()
-        out = job.out / "smoke" / name
-        row = attempt(f"{little(job)} {options} --out {out}")
-        rows[name] = row if row["error"] else row | numbers(out)
+        row = attempt(f"{little(job)} {options} --out {job.path(f'smoke/{name}')}")
+        rows[name] = row if row["error"] else row | numbers(job.out / "smoke" / name)
         job.note(rows=rows)
 
 
@@ -204,10 +209,10 @@ def resume(job: Job) -> None:
         if len(taken) == 9:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    ends = [attempt(f"{words} {job.out}/resume/whole")["error"]]
+    ends = [attempt(f"{words} {job.path('resume/whole')}")["error"]]
     with mock.patch.object(I, "train_step", stopping):
-        ends.append(attempt(f"{words} {job.out}/resume/stopped")["error"])
-    ends.append(attempt(f"{words} {job.out}/resume/stopped")["error"])
+        ends.append(attempt(f"{words} {job.path('resume/stopped')}")["error"])
+    ends.append(attempt(f"{words} {job.path('resume/stopped')}")["error"])
     job.note(ends=ends)
     files = [I.load_tensors(job.out / "resume" / name / "last.pt") for name in ("whole", "stopped")]
     whole, gone_on = (file["model"] for file in files)
