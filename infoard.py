@@ -1810,7 +1810,7 @@ def fit(run: Run, out: Path) -> None:
     every = 50 if run.ranks == 1 else 10  # steps between log points
     with noted_signals() as caught:
         while at.epoch < cfg.epochs:
-            began, first = time.time(), at.position
+            began, first, marks = time.time(), at.position, []
             if first == 0:
                 at.order = run.train[torch.randperm(n, generator=run.generators["data"])]
                 at.sums = {}
@@ -1821,8 +1821,11 @@ def fit(run: Run, out: Path) -> None:
                 equal = batch[: len(batch) // run.ranks * run.ranks]  # as many for each rank
                 if len(equal):
                     train_step(run, equal[run.rank :: run.ranks], share)
-                if at.step == 5:
-                    minutes = (time.time() - began) / (at.position - first) * n * cfg.epochs / 60
+                if at.step in (5, 25):
+                    at.sums["loss"].item()  # the device has made them
+                    marks.append(time.time())
+                if at.step == 25 and len(marks) == 2:  # 20 steps in which nothing starts up
+                    minutes = (marks[1] - marks[0]) / 20 * n / cfg.batch_size * cfg.epochs / 60
                     print(f"about {minutes:.1f} minutes for {cfg.epochs} epochs, plus validation")
                 now = caught and run.ranks == 1  # ranks stop together
                 if now or at.step % every == 0 or at.position == n:

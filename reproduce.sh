@@ -8,7 +8,10 @@
 # bash reproduce.sh cells SCALE     the same runs as lines of options, to choose from
 # bash reproduce.sh evidence        set up, then the runs of results/evidence: every framework, parts and
 #                                   controls, teachers; two cores, six hours; `evidence first`:
-#                                   the longer runs of its first part
+#                                   the longer runs of its first part; `evidence gpu`: one H100,
+#                                   a night, ResNet-18
+# bash reproduce.sh gpu             set up, then ten minutes that try a machine with CUDA: smoke, parity
+#                                   with the CPU, speed, four students; --device cpu: a dry run
 # bash reproduce.sh lite            set up, then accuracy against time of steps and their schedules:
 #                                   two cores, 2 hours; more options go to every run
 set -euo pipefail
@@ -44,5 +47,6 @@ case "${1:-}" in
     tables) cells "${2:-}" > /dev/null; setup; exec $PY -m companions.recipes "$@" ;;
     evidence) setup; exec $PY -m companions.recipes "$@" ;;
     lite) setup; exec $PY -m companions.recipes "$@" ;;
-    *) sed -n '2,13s/^# //p' "$0"; exit 2 ;;
+    gpu) setup; exec $PY infoard.py "$@" ;;
+    *) sed -n '2,16s/^# //p' "$0"; exit 2 ;;
 esac

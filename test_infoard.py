@@ -3236,6 +3236,27 @@ def test_a_loss_that_is_not_finite_names_the_step(batch_size, step, tmp_path):
     assert not (tmp_path / "r/last.pt").exists()
 
 
+@each("images, told", [(10 * 40, "about 0.7 minutes for 4 epochs"), (10 * 20, None)])
+def test_the_estimate_of_time_leaves_start_up_out(images, told, tmp_path, monkeypatch, capsys):
+    """Steps of a second, the first four of a minute; in epochs of 20 steps nothing is estimated."""
+    cfg = I.Config(**{**BASE, "subset": images, "batch_size": 10, "val_size": 0, "epochs": 4})
+    data = I.render_shapes(images, 100)
+    cfg = dataclasses.replace(cfg, framework="natural").resolved()
+    made = I.Run(cfg, data, torch.device("cpu"), {"teacher": None})
+    now = [0.0]
+
+    def take_time(run, rows, share):
+        now[0] += 60 if run.at.step < 5 else 0.25
+        run.at.sums = {"loss": torch.zeros(())}
+
+    monkeypatch.setattr(I, "train_step", take_time)
+    monkeypatch.setattr(I.time, "time", lambda: now[0])
+    I.fit(made, tmp_path)
+    shown = capsys.readouterr().out
+    assert shown.count("minutes for") == (told is not None)
+    assert told is None or told in shown  # 160 steps of a quarter second
+
+
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path, monkeypatch):
     train_step = I.train_step
 

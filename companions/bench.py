@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 import infoard as I
+from companions.evaluation import precision
 from companions.tables import markdown
 
 # ==== 1. The ordinary step ========================================================================
@@ -388,8 +389,13 @@ def lifted_frameworks() -> str:
     return ",".join(name for name in I.FRAMEWORKS if I.get_framework(name).infoard)
 
 
-def time_kinds(kinds_of: Callable, rounds: int, frameworks: str, given: dict) -> None:
-    """Times kinds_of(settings) for each framework of a list with commas; bench.json, a table."""
+def time_kinds(
+    kinds_of: Callable, rounds: int, frameworks: str, given: dict, peaks: dict | None = None
+) -> None:
+    """Times kinds_of(settings) for each framework of a list with commas; bench.json, a table.
+
+    peaks: those of measured() that are known, to be filled.
+    """
     device = I.pick_device(given.get("device", "auto"))
     ranks = I.world()[1]
     usual = {"dataset": "cifar10", "out": "runs/bench"}
@@ -400,7 +406,8 @@ def time_kinds(kinds_of: Callable, rounds: int, frameworks: str, given: dict) ->
     size = start.image_size or 32
     data = random_data(2 * start.batch_size + 2, size)
 
-    rows, peaks = {}, {}
+    rows = {}
+    peaks = {} if peaks is None else peaks
     for framework in frameworks.split(","):
         cfg = replace(start, framework=framework, teacher=None, val_size=0).resolved()
         teacher = I.build_model(cfg.teacher_arch, size=size).eval().requires_grad_(False)
@@ -412,6 +419,10 @@ def time_kinds(kinds_of: Callable, rounds: int, frameworks: str, given: dict) ->
     about = {"machine": machine(device), "torch": torch.__version__, "ranks": ranks}
     about.update(student=cfg.student, teacher=cfg.teacher_arch, batch_size=start.batch_size)
     about.update(steps=cfg.steps, rounds=rounds, compiled=start.compile)
+    about["precision"] = {
+        name: precision(device, I.amp_dtype(kind.cfg.amp, device) or torch.float32)
+        for name, kind in kinds_of(cfg).items()
+    }
     about["peak"] = {str(dtype): f"{best / 1e12:.2f} TFLOP/s" for dtype, best in peaks.items()}
     I.save(Path(start.out, "bench.json"), {"about": about, "rows": rows})
     print("", *(f"{name}: {value}" for name, value in about.items()), "", costs(rows), sep="\n")

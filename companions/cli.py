@@ -18,6 +18,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 import infoard as I
+from companions.evaluation import exact_fp32
 
 LITE = "--student tiny --teacher-arch tiny_wide --steps 3 --steps-lo 1 --step-size 4/255"
 GROUPS = {  # the first option of each group of --help
@@ -54,6 +55,7 @@ def settings(path: str, given: dict) -> dict:
 
 def run_eval(path: str, **given) -> None:
     """Evaluate any checkpoint; --out: keep eval.json there; --teacher-nat: transfer from it."""
+    own = given.pop("own", {})
     made = settings(path, given)
     cfg = I.Config(**made)
     device = I.pick_device(cfg.device)
@@ -73,10 +75,12 @@ def run_eval(path: str, **given) -> None:
     source = None
     if cfg.teacher_nat:
         source = I.load_teacher(cfg.teacher_nat, size=size, device=device)
-    result = I.evaluated(cfg, net, data, device, seed=cfg.seed, source=source)
+    with exact_fp32(own.get("exact", False)):
+        result = I.evaluated(cfg, net, data, device, seed=cfg.seed, source=source)
     I.report(Path(path).name, result)
     intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
     print("95% intervals:", ", ".join(intervals))
+    print("precision:", result["precision"])
     if cfg.out:
         I.save(Path(cfg.out, "eval.json"), {**result, "checkpoint": path, "settings": made})
 
@@ -85,6 +89,7 @@ run_eval.takes = (
     "dataset data_dir download image_size benchmark teacher_arch teacher_norm teacher_nat attacks "
     "eps_l2 eval_subset eval_batch eps seed device out progress"
 ).split()
+run_eval.options = {"exact": (False, "fp32 proper, without CUDA's TF32 in convolutions")}
 
 
 # ==== 2. Verbs ====================================================================================
@@ -102,6 +107,7 @@ VERBS = {
     "bench": ("companions.bench:run_bench", "what a training step costs"),
     "effects": ("companions.bench:run_effects", "the same without what makes it fast"),
     "growth": ("companions.bench:run_growth", "the same at other batch sizes and steps"),
+    "gpu": ("companions.gpu:run_gpu", "a machine tried in ten minutes"),
     "mi": ("companions.namid:run_mi", "natural and adversarial information of a checkpoint"),
 }
 
@@ -180,11 +186,14 @@ def parse(verb: str, argv: list[str]) -> dict:
         everything = [f.name for f in fields(I.Config) if f.name != "own"]
         add_options(parser, getattr(function, "takes", everything))
         own = getattr(function, "options", None) or framework_options(argv)
-        group = parser.add_argument_group("of this framework alone")
+        title = "of this verb alone" if hasattr(function, "options") else "of this framework alone"
+        group = parser.add_argument_group(title)
         for name, (default, text) in own.items():
-            kind = I.number if isinstance(default, float) else type(default)
+            kind = {"type": I.number if isinstance(default, float) else type(default)}
+            if isinstance(default, bool):
+                kind = {"action": BooleanOptionalAction}
             told = f"{text}; default: {default}".replace("%", "%%")
-            group.add_argument(I.flag_of(name), type=kind, help=told)
+            group.add_argument(I.flag_of(name), help=told, **kind)
     if verb == "train":
         parser.add_argument("--lite", action="store_true", help=f"for small machines: {LITE}")
         if "--lite" in argv:

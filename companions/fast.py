@@ -3,14 +3,14 @@
     1  folding: while an attack climbs, batch norm is part of the convolutions, in half precision
     2  recording: a whole step as one CUDA graph, which the device replays without Python
 
-infoard.py asks for speed_up(run) where half precision is on, unless --no-fast is given. Without
-this file it trains as well, only slower. What both gain is measured in results/gpu and by
-`python infoard.py bench` with and without --no-fast.
+infoard.py asks for speed_up(run) where half precision is on, unless --no-fast is given. What both
+gain: results/gpu, and `python infoard.py bench` with and without --no-fast.
 """
 
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ def norms_of_convolutions(net: nn.Module) -> dict[str, str]:
     for node in nodes:
         if not is_norm(modules[node.target]) or calls[node.target] > 1:
             continue
-        source = node.args[0]
+        source = node.args[0] if node.args else node.kwargs["input"]
         if source.op != "call_module" or len(source.users) > 1 or calls[source.target] > 1:
             continue
         if is_plain(modules[source.target], nn.Conv2d):
@@ -100,33 +100,30 @@ def once(make: Callable, dtype: torch.dtype) -> Callable:
 def convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, dtype: torch.dtype) -> Callable:
     """A forward pass of conv that gives norm(conv(x))."""
     get = once(lambda: folded(conv, norm) if norm else (conv.weight, conv.bias), dtype)
-    return lambda x: conv._conv_forward(x, *get())
+    return lambda input: conv._conv_forward(input, *get())
 
 
 def linear(layer: nn.Linear, dtype: torch.dtype) -> Callable:
     """A forward pass of a linear layer."""
     get = once(lambda: (layer.weight, layer.bias), dtype)
-    return lambda x: nn.functional.linear(x, *get())
+    return lambda input: nn.functional.linear(input, *get())
 
 
 def scaling(norm: nn.BatchNorm2d, dtype: torch.dtype) -> Callable:
     """A forward pass of a batch norm that stands alone: one product and one sum."""
 
-    def columns() -> list[Tensor]:
-        return [f.view(-1, 1, 1) for f in affine(norm)]
+    get = once(lambda: [f.view(-1, 1, 1) for f in affine(norm)], dtype)
 
-    get = once(columns, dtype)
-
-    def forward(x: Tensor) -> Tensor:
+    def forward(input: Tensor) -> Tensor:
         scale, shift = get()
-        return torch.addcmul(shift, x, scale)
+        return torch.addcmul(shift, input, scale)
 
     return forward
 
 
-def same(x: Tensor) -> Tensor:
+def same(input: Tensor) -> Tensor:
     """A forward pass of a batch norm that its convolution has taken over."""
-    return x
+    return input
 
 
 class Folding:
@@ -141,28 +138,31 @@ class Folding:
 
     @contextlib.contextmanager
     def __call__(self, *nets) -> Iterator[None]:
+        nets = [net for net in dict.fromkeys(nets) if isinstance(net, nn.Module)]
+        owners = Counter(module for net in nets for module in net.modules())
         changed = []
         try:
             with I.frozen_eval(*nets):
                 for net in nets:
-                    if isinstance(net, nn.Module) and not hasattr(net, "_orig_mod"):
-                        changed += self.change(net)
+                    if not hasattr(net, "_orig_mod"):
+                        self.change(net, owners, changed)
                 yield
         finally:
             for module in changed:
                 del module.forward
 
-    def change(self, net: nn.Module) -> list[nn.Module]:
-        """Gives the layers of a net other forward passes; returns these layers."""
+    def change(self, net: nn.Module, owners: Counter, changed: list[nn.Module]) -> None:
+        """Gives the layers of a net other forward passes, and adds these layers to the list."""
         if net not in self.pairs:
             self.pairs[net] = norms_of_convolutions(net)
-        pairs = self.pairs[net]
         modules = dict(net.named_modules())
+        # A layer that nets share is left as it is, and so is one with a pass of its own.
+        own = {name for name, m in modules.items() if owners[m] > 1 or "forward" in vars(m)}
+        pairs = {conv: norm for conv, norm in self.pairs[net].items() if not {conv, norm} & own}
         taken = {*pairs.values()}
-        changed = []
         for name, module in modules.items():
-            if "forward" in vars(module):
-                continue  # of another net that shares it, or somebody's own
+            if name in own:
+                continue
             if name in taken:
                 module.forward = same
             elif is_plain(module, nn.Conv2d):
@@ -175,7 +175,6 @@ class Folding:
             else:
                 continue
             changed.append(module)
-        return changed
 
 
 # ==== 2. Recording ================================================================================
@@ -196,7 +195,7 @@ class Recording:
         self.steps = 0
         self.graph = None
         self.failed = False
-        self.side = torch.cuda.Stream()
+        self.side = torch.cuda.Stream(run.device)
         self.lr, self.share = (torch.zeros((), device=run.device) for _ in range(2))
 
     def __call__(self, x: Tensor, y: Tensor, share: float) -> dict[str, Tensor]:
@@ -218,10 +217,11 @@ class Recording:
 
     def aside(self, x: Tensor, y: Tensor, share: float) -> dict[str, Tensor]:
         """A step as usual, on a stream of its own, as what is recorded next will be."""
-        self.side.wait_stream(torch.cuda.current_stream())
+        usual = torch.cuda.current_stream(self.run.device)
+        self.side.wait_stream(usual)
         with torch.cuda.stream(self.side):
             means = I.learn(self.run, x, y, share)
-        torch.cuda.current_stream().wait_stream(self.side)
+        usual.wait_stream(self.side)
         return means
 
     def record(self, x: Tensor, y: Tensor) -> None:
@@ -231,6 +231,7 @@ class Recording:
         run.optimizer.zero_grad()  # gradients are then made inside
         usual = [dict(group) for group in groups]
         graph = torch.cuda.CUDAGraph()
+        begun = run.generators["attack"].get_state()
         graph.register_generator_state(run.generators["attack"])
         try:
             for group in groups:  # the SGD that reads lr from the device
@@ -239,7 +240,9 @@ class Recording:
                 self.means = I.learn(run, self.x, self.y, self.share)
             self.graph = graph
         except Exception as error:  # whatever in a step cannot be recorded
-            self.failed = True
+            self.failed = True  # and the generator may still think that it is recorded
+            run.generators["attack"] = torch.Generator(run.device)
+            run.generators["attack"].set_state(begun)
             first, *_ = str(error).splitlines() or [type(error).__name__]
             print(f"steps are not replayed as a CUDA graph: {first}")
         finally:
@@ -247,16 +250,25 @@ class Recording:
                 group.update(before)
 
 
+def is_static(name: str | None, net: nn.Module | None) -> bool:
+    """Whether a net's pass is always the same operations. One of anyone's own (module:factory) may
+    draw numbers in Python, which a graph would repeat: it must say static = True.
+    """
+    own = ":" in (name or "") and not name.startswith("robustbench:")
+    return not own or Path(name).exists() or getattr(net, "static", False)
+
+
 def can_record(run: I.Run) -> bool:
     """Whether each step of a run is the same sequence of operations on one CUDA device."""
     cfg = run.cfg
-    draws_on_the_cpu = run.info is not None and cfg.asa == "shuffled"
     return (
         run.device.type == "cuda"
         and run.ranks == 1
         and not cfg.compile
         and not run.scaler.is_enabled()
-        and not draws_on_the_cpu
+        and not (run.info and cfg.asa == "shuffled")  # which draws on the CPU
+        and is_static(cfg.student, run.student)
+        and is_static(cfg.teacher, run.nets["teacher"])
         and I.get_framework(cfg.framework).static
     )
 

@@ -3,13 +3,14 @@
     python -m companions.recipes cells SCALE [options]        the runs of tables, one a line
     python -m companions.recipes tables SCALE [options]       frameworks, ablation, NAMID, MID
     python -m companions.recipes evidence [first] [options]   the runs of results/evidence
+    python -m companions.recipes evidence gpu [options]       the same question with ResNet-18
     python -m companions.recipes lite [options]               accuracy against time
 
 From the repository root. SCALE is smoke, cpu, gpu or paper; further options go to every run. A row
 is (name, options): `table_runs`, `evidence_runs`, `first_runs` and `lite_runs` make runs of rows,
 and `Runner` works through them. Killed and called again, it goes on.
 
-1. Runs  2. Tables  3. Evidence  4. Lite  5. The runner  6. Experiments  7. Command line
+1. Runs  2. Tables  3. Evidence  4. Lite  5. Cost  6. The runner  7. Experiments  8. Command line
 """
 
 import hashlib
@@ -224,9 +225,9 @@ SCALES = {
         workers=2,
         published="cifar10-resnet18",
     ),
-    "gpu": Scale(
-        common="--dataset cifar10 --device cuda --student resnet18 --teacher-arch wrn_16_4"
-        " --epochs 5 --steps 5 --teacher-epochs 10 --eval-subset 1000",
+    "gpu": Scale(  # T1 in a night on one H100: see section 5
+        common="--dataset cifar10 --device cuda --student resnet18 --teacher-arch wrn_34_10"
+        " --epochs 30 --eval-subset 0",
         blocks=(Block("resnet18"),),
         seeds=(0,),
         published="cifar10-resnet18",
@@ -251,12 +252,13 @@ def own_settings(paper: Paper, block: Block) -> str:
 def table_rows(scale: Scale, block: Block) -> list[tuple[str, str]]:
     """The rows of all tables in one block."""
     rows = []
+    parts = []
     for paper in PAPERS:
         same = f"{block.options} {block.teacher} {own_settings(paper, block)}"
         rows += lifted(f"T1/{paper.framework}", f"{same} --framework {paper.framework}")
         if paper.framework == "rslad":
-            for name, options in T2:
-                rows.append((f"T2/{name}", f"{same} {options}"))
+            parts = [(f"T2/{name}", f"{same} {options}") for name, options in T2]
+    rows += parts
 
     for name, options in T4:
         rows.append((f"T4/{name}", f"{block.options} {options}"))
@@ -434,6 +436,25 @@ def first_runs(extra: Sequence[str] = ()) -> list[Run]:
     return teachers + expand(EVIDENCE, FIRST, seeds=[0, 1, 2], common=common, extra=extra)
 
 
+# The same question where nets are large: ResNet-18, all images, a WRN-34-10 as teacher.
+
+GPU_EVIDENCE = f"{EVIDENCE}/gpu"
+GPU_COMPARISONS = ["controls", "adaad"]
+GPU_CONTROLS = ("plain", "infoard", "asa", "uniform", "shuffled", "features")
+
+
+def gpu_evidence_runs(extra: Sequence[str] = ()) -> list[Run]:
+    """A teacher, then students of three seeds: RSLAD with its controls, AdaAD with larger radii."""
+    common = "--dataset cifar10 --device cuda --epochs 30 --val-size 0 --no-figures --no-progress"
+    row = ("teacher", "--student wrn_34_10 --framework trades --no-infoard --attacks clean,pgd_sat")
+    teachers = expand(GPU_EVIDENCE, [row], seeds=[77], common=common, extra=extra, stage=NEEDED)
+    rows = [(name, options) for name, options in CONTROLS if name.split("/")[1] in GPU_CONTROLS]
+    rows += lifted("adaad", "--framework adaad") + ADAAD
+    common += f" --student resnet18 --teacher {GPU_EVIDENCE}/teacher/s77/last.pt --eval-subset 0"
+    common += " --attacks clean,fgsm,pgd_sat,cw,apgd"
+    return teachers + expand(GPU_EVIDENCE, rows, seeds=[0, 1, 2], common=common, extra=extra)
+
+
 # ==== 4. Lite =====================================================================================
 # What accuracy costs what time: attack steps, 1 to so many by rank, full and half precision.
 
@@ -470,7 +491,98 @@ def lite_runs(extra: Sequence[str] = ()) -> list[Run]:
     return teachers + students
 
 
-# ==== 5. The runner ===============================================================================
+# ==== 5. What it costs ============================================================================
+# Hours on one H100, from what was measured there (results/gpu): milliseconds of a step of 128
+# images and ten attack steps, ResNet-18 with a WRN-34-10, plain and with InfoARD.
+
+STEP_MS = {
+    "trades": (25.53, 32.16),
+    "rslad": (29.92, 31.09),
+    "adaad": (130.66, 136.8),
+    "rslad, not replayed": (116.404, 135.706),  # as before the faster step, so at most
+}
+
+OPERATIONS = {  # GFLOP of a step for an image, plain and lifted, as bench counts them
+    "at": (25.55, 38.87, "trades"),  # and the measured step that it is like
+    "trades": (29.99, 43.31, "trades"),
+    "ard": (38.86, 38.87, "rslad"),
+    "rslad": (42.19, 42.19, "rslad"),
+    "iad": (38.86, 38.87, "rslad, not replayed"),
+    "adaad": (305.22, 318.54, "adaad"),
+    "mtard": (55.51, 68.83, "rslad, not replayed"),
+    "igdm": (321.87, 335.19, "adaad"),
+    "saad": (95.46, 95.47, "rslad"),
+}
+WIDE_TRADES = 360.0  # GFLOP of TRADES on a WRN-34-10 itself: 27 passes of 13.3
+WIDE_NATURAL = 40.0
+EVALUATION_MS = 22.0  # of a test image: PGD and CW, and 19.3 for PGD-20 with APGD
+VALIDATION_S = 2.0  # of an epoch
+START_S = 30.0  # of a run: imports, data, the look at its teacher
+
+
+def option(words: Sequence[str], flag: str, default: str) -> str:
+    """The value that holds of an option: the last one."""
+    places = [i for i, word in enumerate(words) if word == flag]
+    return words[places[-1] + 1] if places else default
+
+
+def step_ms(framework: str, infoard: bool) -> float:
+    """Milliseconds of a step: measured, or those of a like one in proportion to the operations."""
+    *operations, like = OPERATIONS[framework]
+    *of_like, _ = OPERATIONS[like.partition(",")[0]]
+    return STEP_MS[like][infoard] * operations[infoard] / of_like[infoard]
+
+
+def wide_ms(gflop: float) -> float:
+    """That of a WRN-34-10 in training, which is what AdaAD's attack passes through."""
+    return STEP_MS["adaad"][0] * gflop / OPERATIONS["adaad"][0]
+
+
+def hours(run: Run) -> float | None:
+    """Those of a run on one H100; None for frameworks of which nothing like was measured."""
+    words = run.words
+    framework = option(words, "--framework", "rslad")
+    if option(words, "--student", "") == "wrn_34_10":
+        ms = wide_ms(WIDE_TRADES)
+    elif framework in OPERATIONS:
+        ms = step_ms(framework, "--no-infoard" not in words)
+    else:
+        return None
+    epochs, images = int(option(words, "--epochs", "100")), 50_000
+    images = int(option(words, "--subset", "0")) or images
+    tested = int(option(words, "--eval-subset", "0")) or 10_000
+    validated = option(words, "--val-size", "1000") != "0"
+    looks = 2 if validated else 1  # at `last` and `best`
+    seconds = START_S + epochs * (images / 128 * ms / 1000 + VALIDATION_S * validated)
+    return (seconds + looks * tested * EVALUATION_MS / 1000) / 3600
+
+
+def teachers_hours(runs: Sequence[Run]) -> float:
+    """Those of the teachers that tables train first: a robust one, and mtard's natural one."""
+    epochs = int(option(runs[0].words, "--epochs", "100"))
+    epochs = int(option(runs[0].words, "--teacher-epochs", str(epochs)))
+    ms = wide_ms(WIDE_TRADES) + wide_ms(WIDE_NATURAL)
+    return epochs * (50_000 / 128 * ms / 1000 + 2 * VALIDATION_S) / 3600
+
+
+def cost(runs: Sequence[Run], folder: str) -> dict[str, float | None]:
+    """{table: hours on one H100}; None: not measured."""
+    found: dict[str, float | None] = {}
+    for run in runs:
+        table = run.out.removeprefix(f"{folder}/").split("/")[0]
+        before, own = found.get(table, 0.0), hours(run)
+        found[table] = None if own is None or before is None else before + own
+    return found
+
+
+def print_cost(costs: dict[str, float | None]) -> None:
+    """A line for each table, before anything is begun."""
+    print("about so many hours on one H100, reckoned from its measured steps:")
+    for table, own in costs.items():
+        print(f"  {table}: {'not measured' if own is None else f'{own:.1f}'}")
+
+
+# ==== 6. The runner ===============================================================================
 
 TICK = 0.05  # seconds between two looks at the processes
 
@@ -646,13 +758,17 @@ class Runner:
         return 1
 
 
-# ==== 6. Experiments ==============================================================================
+# ==== 7. Experiments ==============================================================================
 
 
 def run_tables(runner: Runner, scale_name: str, extra: list[str]) -> None:
     """The runs, the cells that tables have in common, numbers published by others, the tables."""
     scale = SCALES[scale_name]
-    runner.work(table_runs(scale_name, extra), scale.workers)
+    runs = table_runs(scale_name, extra)
+    if scale_name == "gpu":
+        costs = {"teachers": teachers_hours(runs)}
+        print_cost(costs | cost(runs, tables_folder(scale_name, scale.blocks[0])))
+    runner.work(runs, scale.workers)
     for block in scale.blocks:
         folder = tables_folder(scale_name, block)
         runner.copy(f"{folder}/T1/rslad", f"{folder}/T2")
@@ -696,6 +812,15 @@ def run_first(runner: Runner, extra: list[str]) -> None:
     runner.call("attention", f"{EVIDENCE}/first", "--eval-subset", "2000")
 
 
+def run_gpu_evidence(runner: Runner, extra: list[str]) -> None:
+    """The runs on one GPU and their comparisons."""
+    runs = gpu_evidence_runs(extra)
+    print_cost(cost(runs, GPU_EVIDENCE))
+    if runner.work(runs):
+        for name in GPU_COMPARISONS:
+            runner.call("compare", f"{GPU_EVIDENCE}/{name}")
+
+
 def run_lite(runner: Runner, extra: list[str]) -> None:
     """The runs, then what a step of each costs, alone on the machine, and the curve of both."""
     if not runner.work(lite_runs(extra), workers=2):
@@ -706,7 +831,7 @@ def run_lite(runner: Runner, extra: list[str]) -> None:
     runner.call("curve", LITE)
 
 
-# ==== 7. Command line =============================================================================
+# ==== 8. Command line =============================================================================
 
 
 def print_cells(scale_name: str, extra: list[str]) -> None:
@@ -736,6 +861,8 @@ def main(argv: list[str]) -> int:
             run_tables(runner, scale_name, words[1:])
         elif verb == "evidence" and words[:1] == ["first"]:
             run_first(runner, words[1:])
+        elif verb == "evidence" and words[:1] == ["gpu"]:
+            run_gpu_evidence(runner, words[1:])
         elif verb == "evidence":
             run_evidence(runner, words)
         elif verb == "lite":

@@ -469,6 +469,7 @@ def test_bench_measures_every_kind_of_step(tmp_path, peaks, capsys):
     told = capsys.readouterr().out
     assert bench.costs(rows) in told and about["machine"] in told and "steps: 4" in told
     expected = {"student": "tiny", "batch_size": 8, "steps": 4, "rounds": 1, "compiled": False}
+    expected["precision"] = {"ordinary": "fp32"} | dict.fromkeys(kinds[1:], "bf16")
     assert {name: about[name] for name in expected} == expected
     assert about["peak"] == {
         "torch.float32": "0.02 TFLOP/s",

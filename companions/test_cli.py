@@ -238,6 +238,23 @@ def test_eval_takes_a_strangers_net(desk, name, capsys):
     assert f"95% intervals: clean {low}-{high}" in shown
 
 
+@pytest.mark.parametrize("words, allowed", [("", True), ("--exact", False), ("--no-exact", True)])
+def test_eval_names_its_precision_and_can_do_without_tf32(
+    desk, words, allowed, monkeypatch, capsys
+):
+    seen = []
+    real = I.evaluated
+
+    def watched(*args, **options):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return real(*args, **options)
+
+    monkeypatch.setattr(I, "evaluated", watched)
+    assert evaluated(f"teacher.pt --attacks clean {words}")["precision"] == "fp32"
+    assert seen == [allowed] and torch.backends.cudnn.allow_tf32
+    assert "precision: fp32" in capsys.readouterr().out
+
+
 def test_eval_knows_the_l2_radius_and_another_net_to_attack(desk):
     usual = evaluated("teacher.pt --attacks clean,fgsm,pgd_l2")
     none = evaluated("teacher.pt --attacks clean,fgsm,pgd_l2 --eps-l2 0")
@@ -328,7 +345,7 @@ def check_recipes(words):
     assert verb in ("cells", "tables", "evidence", "lite")
     if verb in ("cells", "tables"):
         assert rest.pop(0) in recipes.SCALES
-    if rest[:1] == ["first"]:
+    if rest[:1] in (["first"], ["gpu"]):
         rest.pop(0)
     check_settings(cli.parse("train", rest))
 
@@ -339,7 +356,9 @@ def check_reproduce(words):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     usage = [line for line in script.read_text().splitlines() if line.startswith("# bash ")]
     assert any(line.startswith(f"# bash reproduce.sh {words[1]} ") for line in usage)
-    if words[1] not in ("demo", "test"):
+    if words[1] == "gpu":
+        check_infoard(words[1:])
+    elif words[1] not in ("demo", "test"):
         check_recipes(words[1:])
 
 

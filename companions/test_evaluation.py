@@ -95,7 +95,48 @@ def test_pgd_also_asks_for_a_radius_that_nothing_survives(attacks, radii, monkey
     assert warned == (64 / 255 in radii)
 
 
-# ==== 3. AutoAttack ===============================================================================
+# ==== 3. Precision ================================================================================
+
+
+@each(
+    "kind, capability, allowed, dtype, name",
+    [
+        ("cpu", (9, 0), True, torch.float32, "fp32"),
+        ("cuda", (9, 0), True, torch.float32, "tf32"),
+        ("cuda", (9, 0), False, torch.float32, "fp32"),
+        ("cuda", (7, 5), True, torch.float32, "fp32"),  # a card that has none
+        ("cuda", (9, 0), True, torch.bfloat16, "bf16"),
+        ("cuda", (9, 0), True, torch.float16, "fp16"),
+        ("cpu", (9, 0), True, torch.float64, "fp64"),
+    ],
+)
+def test_a_precision_has_the_name_of_what_is_computed(
+    kind, capability, allowed, dtype, name, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert evaluation.precision(torch.device(kind), dtype) == name
+
+
+def test_every_result_names_the_precision_of_its_net():
+    net, x, y = identity_net(10)
+    assert I.evaluate(net, x, y, attacks="clean")["precision"] == "fp32"
+    assert I.evaluate(net.double(), x.double(), y, attacks="clean")["precision"] == "fp64"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert evaluation.precision_of(net.float()) == "bf16"
+
+
+@each("wanted", [True, False])
+def test_tf32_is_off_inside_only_where_it_is_asked_for(wanted, monkeypatch):
+    for before in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+        with pytest.raises(ZeroDivisionError), evaluation.exact_fp32(wanted):
+            assert torch.backends.cudnn.allow_tf32 == (before and not wanted)
+            raise ZeroDivisionError
+        assert torch.backends.cudnn.allow_tf32 == before
+
+
+# ==== 4. AutoAttack ===============================================================================
 
 
 def linear_net(size=8, classes=10):
@@ -155,7 +196,7 @@ def test_each_part_attacks_what_is_left(classes, attacks, parts, column, monkeyp
     assert not set(I.PARTS) & (result.keys() | result["ci95"].keys())
 
 
-# ==== 4. Attacks on another net, and images =======================================================
+# ==== 5. Attacks on another net, and images =======================================================
 
 
 class WithQuality(nn.Module):
@@ -207,7 +248,7 @@ def test_attacks_on_another_net_transfer_and_warn_of_nothing(lab):
     assert moved["warnings"] == []
 
 
-# ==== 5. Teachers =================================================================================
+# ==== 6. Teachers =================================================================================
 
 
 def checking(right, classes, monkeypatch, name="t.pt"):

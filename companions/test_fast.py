@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import infoard as I
 from companions import bench, fast
@@ -107,6 +109,13 @@ class Own(Twice):
         return self.norm(self.conv(x)).mean((2, 3))
 
 
+class Named(Twice):
+    """Whose norm gets its input by name: it folds."""
+
+    def forward(self, x):
+        return self.norm(input=self.conv(x)).square().mean((2, 3))
+
+
 class Untracked(Twice):
     """With a norm that uses the statistics of the batch in eval mode, too."""
 
@@ -127,6 +136,40 @@ def test_what_cannot_be_folded_is_not(kind):
     folded = logits_and_gradient(net, fast.Folding(torch.float64), x)
     for a, b in zip(usual, folded, strict=True):
         near(a, b)
+
+
+def test_a_norm_that_is_called_by_name_folds():
+    net = with_statistics(Named().double())
+    assert fast.norms_of_convolutions(net) == {"conv": "norm"}
+    x = rand(4, 3, 8, 8).double()
+    folded = logits_and_gradient(net, fast.Folding(torch.float64), x)
+    for a, b in zip(logits_and_gradient(net, I.frozen_eval, x), folded, strict=True):
+        near(a, b)
+
+
+@each("layer", ["conv", "norm"])
+def test_a_layer_with_a_pass_of_its_own_keeps_it_and_its_partner_too(layer):
+    net = with_statistics(Named().double())
+    module, usual = getattr(net, layer), getattr(net, layer).forward
+    module.forward = lambda input: 2 * usual(input)
+    x = rand(4, 3, 8, 8).double()
+    truth = logits_and_gradient(net, I.frozen_eval, x)
+    folded = logits_and_gradient(net, fast.Folding(torch.float64), x)
+    for a, b in zip(truth, folded, strict=True):
+        near(a, b)
+    assert "forward" in vars(module)
+
+
+def test_nets_that_share_a_convolution_but_no_norm():
+    one, other = (with_statistics(Named().double(), seed) for seed in (0, 1))
+    other.conv = one.conv
+    x = rand(4, 3, 8, 8).double()
+    with I.frozen_eval(one, other):
+        truth = one(x), other(x)
+    with fast.Folding(torch.float64)(one, other, one):
+        near(one(x), truth[0])
+        near(other(x), truth[1])
+        assert "forward" not in vars(one.conv)
 
 
 def everything(net):
@@ -176,13 +219,16 @@ def test_a_tapped_net_gives_its_features_as_before():
 # ==== 2. Steps ====================================================================================
 
 
-def make_run(framework="rslad", device="cpu", **options):
-    """A run of toy nets on random images."""
+def make_run(framework="rslad", device="cpu", nat=False, **options):
+    """A run of toy nets on random images; nat: with an undefended teacher, too."""
     given = {"student": "tiny", "teacher": "given", "steps": 2, "batch_size": 8, "lr": 0.05}
     given.update(val_size=0, amp="bf16", device=str(device), framework=framework)
     cfg = I.Config(**given | options).resolved()
     teacher = with_statistics(seeded(lambda: I.build_model("tiny_wide"))).to(device)
-    return I.Run(cfg, bench.random_data(20, 32), torch.device(device), {"teacher": teacher})
+    nets = {"teacher": teacher}
+    if nat:
+        nets["teacher_nat"] = with_statistics(I.build_model("tiny_wide")).to(device)
+    return I.Run(cfg, bench.random_data(20, 32), torch.device(device), nets)
 
 
 def flat(net):
@@ -241,6 +287,9 @@ class Replay:
 
 class Stream:
     """In the place of a CUDA stream."""
+
+    def __init__(self, device):
+        assert device == torch.device("cpu")  # that of the run, not the current one
 
     def wait_stream(self, other):
         pass
@@ -312,10 +361,22 @@ def test_a_step_that_cannot_be_recorded_is_made_as_usual_and_said(pretended, mon
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
     usual, sums = five_steps(make_run(), recorded=False)
-    weights, own = five_steps(recorded_run())
+    run = recorded_run()
+    before = run.generators["attack"]
+    weights, own = five_steps(run)
+    assert run.generators["attack"] is not before  # which goes on where that one was
     assert torch.equal(usual, weights) and sums == own
     told = "steps are not replayed as a CUDA graph: operation not permitted"
     assert capsys.readouterr().out.count(told) == 1
+
+
+def test_nets_of_anyones_own_are_recorded_only_if_they_say_that_they_are_static():
+    net = I.build_model("tiny")
+    for name in (None, "resnet18", "runs/teacher/best.pt", "robustbench:Chen2021LTD_WRN34_10"):
+        assert fast.is_static(name, net)
+    assert not fast.is_static("mine:net", net)
+    net.static = True
+    assert fast.is_static("mine:net", net)
 
 
 STATIC = [name for name in I.FRAMEWORKS if I.get_framework(name).static]
@@ -335,8 +396,6 @@ def test_no_step_that_can_be_replayed_copies_numbers_from_the_host(framework):
 
 
 def copies_in_a_step(framework):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     found = []
 
     class Log(TorchDispatchMode):
@@ -352,6 +411,94 @@ def copies_in_a_step(framework):
     with Log():
         I.learn(run, x, y, half)
     return found
+
+
+class Waits(TorchDispatchMode):
+    """Writes down what makes a program wait for its device: copies that block, numbers that become
+    tensors (lift_fresh), values that are read, operations on tensors of two devices.
+    """
+
+    waiting = ("lift_fresh", "_local_scalar_dense", "nonzero", "is_nonzero", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+        self.copies = 0  # that do not block
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func._overloadpacket.__name__
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if torch.is_tensor(t)]
+        across = len({t.device.type for t in tensors}) > 1
+        blocks = across and not {"non_blocking": False, **(kwargs or {})}["non_blocking"]
+        self.copies += across and not blocks
+        if blocks or name in self.waiting:
+            self.found.append(name)
+        return out
+
+
+def elsewhere(net):
+    """Gives a net parameters and buffers on another device."""
+    for module in net.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                module._parameters[name] = nn.Parameter(p.detach().to("meta"), p.requires_grad)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = buffer.to("meta")
+
+
+@pytest.fixture
+def without_autocast(monkeypatch):
+    """Autocast knows no device without data; it copies nothing to a device in any case."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+
+
+def run_elsewhere(framework, **options):
+    """A run whose nets and images are on another device, the one without data. Fake CUDA tensors
+    cannot take its place: a torch without CUDA refuses to go backward through them.
+    """
+    run = make_run(framework, **options)
+    for net in (run.student, run.info, *run.nets.values()):
+        if net is not None:
+            elsewhere(net)
+    run.device, run.x = torch.device("meta"), run.x.to("meta")
+    groups = [{"params": list(net.parameters())} for net in run.objective]
+    run.optimizer = torch.optim.SGD(groups, 0.1, 0.9, weight_decay=5e-4)
+    run.autocast, run.frozen = contextlib.nullcontext, fast.Folding(torch.float32)
+    return run
+
+
+@each("framework", [*sorted({*I.FRAMEWORKS} & {"iad", "mtard", *STATIC}), "rslad plain"])
+def test_no_step_waits_for_its_device(framework, without_autocast):
+    name, _, plain = framework.partition(" ")
+    options = {"infoard": not plain, "steps_lo": 1} if name != "natural" else {}
+    run = run_elsewhere(name, nat=name == "mtard", **options)
+    with Waits() as waits:
+        I.train_step(run, torch.arange(8), 0.5)
+    assert waits.found == []
+    assert waits.copies == 3  # rows, labels, draws of the augmentation
+
+
+def test_what_waits_is_counted():
+    x = torch.zeros(3, device="meta")
+    with Waits() as waits:
+        torch.as_tensor(1.0)  # seen on the host alone, where the test above looks for it
+        torch.zeros(3).to("meta")
+        torch.zeros(3).to("meta", non_blocking=True)
+        x + 1
+    assert waits.found == ["lift_fresh", "_to_copy"] and waits.copies == 1
+
+
+def test_steps_on_the_host_serve_images_on_a_device():
+    """Indices may lie on the host: the attack runs, at the price of copies."""
+    x, w = torch.zeros(4, 3, 8, 8, device="meta"), torch.ones(3, 8, 8, device="meta")
+    steps = torch.tensor([1, 3, 2, 1])
+
+    def objective(z, rows=I.ALL):
+        return (z * w).flatten(1).sum(1)
+
+    x_adv = I.pgd(objective, x, eps=0.1, alpha=0.05, steps=steps)
+    assert x_adv.shape == x.shape and x_adv.device == x.device
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 import infoard as I
-from companions import cli, evaluation, tables
+from companions import bench, cli, evaluation, tables
 from companions import recipes as R
-from test_infoard import ROOT, each, one_line
+from test_infoard import ROOT, each, near, one_line
 
 SCALES = [("smoke", 1, 2), ("cpu", 1, 2), ("gpu", 1, 1), ("paper", 5, 3)]
 
@@ -223,6 +223,76 @@ def test_lite_has_its_grid():
             steps = name.split("/")[0].removeprefix("plain").removeprefix("k").removesuffix("fp32")
             assert steps == f"{cfg.steps}-{cfg.steps_lo}" or steps == str(cfg.steps)
             assert ("fp32" in name) == (cfg.amp == "off")
+
+
+def test_evidence_on_a_gpu_has_its_grid():
+    runs = R.gpu_evidence_runs(["--data-dir", "/a b"])
+    cells = settings_by_name(runs, R.GPU_EVIDENCE)
+    assert runs[0].stage == R.NEEDED and len(cells) == len(runs) == 1 + 3 * (6 + 4)
+    teacher = cells.pop("teacher/s77")
+    assert teacher.framework == "trades" and not teacher.infoard and teacher.student == "wrn_34_10"
+    for name, cfg in cells.items():
+        assert cfg.teacher == f"{R.GPU_EVIDENCE}/teacher/s77/last.pt" and cfg.subset == 0
+        assert cfg.framework == ("adaad" if name.startswith("adaad/") else "rslad")
+        assert cfg.student == "resnet18" and cfg.data_dir == "/a b" and cfg.device == "cuda"
+    for comparison in R.GPU_COMPARISONS:
+        assert f"{comparison}/plain/s0" in cells and f"{comparison}/uniform/s2" in cells
+
+
+def test_steps_cost_what_was_measured():
+    found = json.loads((ROOT / "results/gpu/fast/step.json").read_text())
+    for name in ("trades", "rslad", "adaad"):
+        row = found[f"bench {name} 128"]
+        assert R.STEP_MS[name] == (row["plain"]["ms"], row["infoard"]["ms"])
+        near(R.step_ms(name, False), row["plain"]["ms"])
+        near(R.step_ms(name, True), row["infoard"]["ms"])
+    first = json.loads((ROOT / "results/gpu/first/bench_128.json").read_text())
+    rows = [first["rslad/plain"]["ms"], first["rslad/infoard"]["ms"]]
+    assert list(R.STEP_MS["rslad, not replayed"]) == rows
+
+
+@each("framework", ["rslad"])
+def test_operations_are_those_that_bench_counts(framework):
+    data = bench.random_data(6, 32)
+    teacher = I.build_model("wrn_34_10").eval().requires_grad_(False)
+    cfg = I.Config(framework=framework, dataset="cifar10", batch_size=2, val_size=0, amp="off")
+    cfg = dataclasses.replace(cfg, infoard=False, steps=2, device="cpu").resolved()
+    run = bench.Bench(bench.Kind(cfg), teacher, data, torch.device("cpu"))
+    attack = 8 * 2 * 0.5554  # GFLOP of eight more steps, forward and back, of 0.555 GMAC each
+    near(run.count()["flops"] / 2e9 + 2 * attack, R.OPERATIONS[framework][0], 0.02)
+
+
+def test_hours_are_counted_by_hand():
+    words = ("--framework", "rslad", "--no-infoard", "--epochs", "3", "--epochs", "2")
+    run = R.Run("x/T1/a", words)
+    epoch = 50_000 / 128 * 29.92 / 1000 + R.VALIDATION_S
+    near(R.hours(run) * 3600, 2 * epoch + R.START_S + 2 * 10_000 * 0.022, 1e-6)
+    quick = R.Run("x/T1/b", (*words, "--subset", "6400", "--eval-subset", "100", "--val-size", "0"))
+    near(R.hours(quick) * 3600, 2 * 50 * 29.92 / 1000 + R.START_S + 100 * 0.022, 1e-6)
+    assert R.hours(R.Run("x/T4/c", ("--framework", "namid"))) is None
+    costs = R.cost([run, quick, R.Run("x/T4/c", ("--framework", "mid")), run], "x")
+    assert costs == {"T1": 2 * R.hours(run) + R.hours(quick), "T4": None}
+
+
+def test_t1_fits_a_night_on_one_gpu_and_so_does_its_evidence(capsys):
+    runs = R.table_runs("gpu")
+    first = [run for run in runs if "/T1/" in run.out]
+    assert runs[: len(first)] == first  # before all that is not counted
+    for run in first:
+        cfg = settings_of(run.words).resolved()
+        usual = (cfg.student, cfg.teacher_arch, cfg.steps, cfg.batch_size, cfg.subset)
+        assert usual == ("resnet18", "wrn_34_10", 10, 128, 0)  # what was measured
+    costs = R.cost(runs, "runs/tables/gpu")
+    assert 5 < costs["T1"] + R.teachers_hours(runs) < 10
+    assert costs["T4"] is None and costs["T5"] is None
+    evidence = R.cost(R.gpu_evidence_runs(), R.GPU_EVIDENCE)
+    assert 5 < sum(evidence.values()) < 10
+    R.print_cost(costs)
+    shown = capsys.readouterr().out
+    assert f"T1: {costs['T1']:.1f}" in shown and "T4: not measured" in shown
+    page = (ROOT / "docs/usage.md").read_text()
+    assert f"about {costs['T1'] + R.teachers_hours(runs):.0f} hours for T1" in page
+    assert f"{sum(evidence.values()):.0f} hours for `evidence gpu`" in page
 
 
 def test_all_runs_have_settings_that_fit_together():
@@ -531,6 +601,15 @@ def test_paper_tables_have_all_published_numbers(desk):
     assert names == sorted(p.name for p in (ROOT / "results/published").iterdir() if p.is_dir())
 
 
+def test_what_it_costs_is_said_before_it_begins(desk, capsys):
+    assert R.main(["evidence", "gpu"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("  teacher: 0.6") < shown.index("31 runs, 0 finished before; 1 at once")
+    calls = [line["words"] for line in journal() if line["event"] == "begin"]
+    assert calls[-2:] == [["compare", f"{R.GPU_EVIDENCE}/{name}"] for name in R.GPU_COMPARISONS]
+    assert len(calls) == 31 + 2
+
+
 def test_evidence_is_copied_looked_at_and_compared(desk):
     finish(R.evidence_runs(["--data-dir", "/a b"]))
     assert R.main(["evidence", "--data-dir", "/a b"]) == 0
@@ -743,6 +822,11 @@ def test_reproduce_hands_all_words_to_recipes(script, words):
     words = [*words.split(), "--data-dir", "/a b"]
     done, calls = script(*words)
     assert done.returncode == 0 and calls == ["-m", "companions.recipes", *words]
+
+
+def test_reproduce_tries_a_machine(script):
+    done, calls = script("gpu", "--minutes", "5")
+    assert done.returncode == 0 and calls == ["infoard.py", "gpu", "--minutes", "5"]
 
 
 def test_reproduce_runs_the_tests(script):
