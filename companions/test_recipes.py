@@ -240,7 +240,7 @@ def test_evidence_on_a_gpu_has_its_grid():
 
 
 def test_steps_cost_what_was_measured():
-    found = json.loads((ROOT / "results/gpu/fast.json").read_text())
+    found = json.loads((ROOT / "results/gpu/fast/step.json").read_text())
     for name in ("trades", "rslad", "adaad"):
         row = found[f"bench {name} 128"]
         assert R.STEP_MS[name] == (row["plain"]["ms"], row["infoard"]["ms"])
