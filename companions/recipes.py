@@ -492,7 +492,7 @@ def lite_runs(extra: Sequence[str] = ()) -> list[Run]:
 
 
 # ==== 5. What it costs ============================================================================
-# Hours on one H100, from what was measured there (results/gpu): milliseconds of a step of 128
+# Hours on one H100, from what was measured there (results/gpu/fast): milliseconds of a step of 128
 # images and ten attack steps, ResNet-18 with a WRN-34-10, plain and with InfoARD.
 
 STEP_MS = {
@@ -515,7 +515,7 @@ OPERATIONS = {  # GFLOP of a step for an image, plain and lifted, as bench count
 }
 WIDE_TRADES = 360.0  # GFLOP of TRADES on a WRN-34-10 itself: 27 passes of 13.3
 WIDE_NATURAL = 40.0
-EVALUATION_MS = 22.0  # of a test image: PGD and CW, and 19.3 for PGD-20 with APGD
+EVALUATION_MS = 22.0  # of a test image: 19.3 for PGD-20 and APGD (fast/apgd.json), CW and more
 VALIDATION_S = 2.0  # of an epoch
 START_S = 30.0  # of a run: imports, data, the look at its teacher
 
