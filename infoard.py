@@ -192,6 +192,9 @@ def digest(path: str | Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
+RANKED = ("teacher", "student", "gap", "uniform", "shuffled")  # signals and controls of ASA
+DISTANCES = ("distance", "distance_mean", "distance_shuffled")  # companions/adaptation.py
+ASA = (*RANKED, *DISTANCES, "off")
 SHAPES_DEFAULTS = {"student": "tiny", "teacher_arch": "tiny_wide", "epochs": 8, "steps": 5}
 IMAGES_DEFAULTS = {"student": "resnet18", "teacher_arch": "wrn_34_10", "epochs": 100, "steps": 10}
 DEFAULT_ATTACKS = "clean,fgsm,pgd,cw,apgd"  # in evaluation
@@ -233,7 +236,7 @@ class Config:
     kl_reduction: str = opt("batchmean", "mean: KL over K, as RSLAD's code", "batchmean mean")
     own: dict = field(default_factory=dict)  # settings that only this framework has
     infoard: bool = opt(True, "add InfoARD to the base framework")
-    asa: str = opt("teacher", "signal, control or off", "teacher student gap uniform shuffled off")
+    asa: str = opt("teacher", "signal, control or off", " ".join(ASA))
     lam_lo: float = opt(1.0, "eps_i of the weakest instance, in units of eps", low=0)
     lam_hi: float = opt(None, "eps_i of the strongest instance, in units of eps", low=0)
     steps_lo: int = opt(0, "attack steps of the weakest instance; 0: all take --steps", low=0)
@@ -781,9 +784,6 @@ def relation_loss(s: Tensor, t: Tensor, tau: float = 0.2) -> Tensor:
     return kl(similarities(t, tau), similarities(s, tau))
 
 
-ASA = ("teacher", "student", "gap", "uniform", "shuffled", "off")
-
-
 class InfoARD(nn.Module):
     """ASA and MIM for any distillation loop. In a foreign script these lines are all that changes:
 
@@ -857,31 +857,50 @@ class InfoARD(nn.Module):
         return pairs
 
     def strength(
-        self, t, y: Tensor, threat: Threat | None = None, *, s=None, generator=None, steps_lo=0
+        self,
+        t,
+        y: Tensor,
+        threat: Threat | None = None,
+        *,
+        s=None,
+        distance=None,
+        generator=None,
+        steps_lo=0,
     ) -> Threat:
-        """ASA: threat with eps, alpha [B,1,1,1] (and steps [B]), from logits t, s [B,K] on x."""
+        """ASA: threat with eps, alpha [B,1,1,1] (and steps [B]), from logits t, s [B,K] on x, or
+        from distance [B], the teacher's boundary_distance.
+        """
         threat = threat or Threat()
         told = f"eps must lie in [0, 1], got {threat.eps}: write 8/255 or 0.0314"
         require(isinstance(threat.eps, Tensor) or 0 <= threat.eps <= 1, told)
         if self.asa == "off":
             return threat
+        if self.asa in DISTANCES:
+            told = f"asa={self.asa!r} needs distance=boundary_distance(teacher, x, y), no steps_lo"
+            require(distance is not None and not steps_lo, told)
+            radii = resolve({}, f"companions.adaptation:{self.asa}", "rule of radii")
+            found = radii(distance, threat=threat, lam=self.lam, generator=generator)
+        else:
+            options = {"lam": self.lam, "steps_lo": steps_lo, "uniform": self.asa == "uniform"}
+            signal = self.signal(t, y, s, generator)
+            found = instance_strength(signal, threat=threat, **options)
+        as_images = (-1, 1, 1, 1)  # so that x + eps is meant
+        return replace(found, eps=found.eps.view(as_images), alpha=found.alpha.view(as_images))
+
+    def signal(self, t, y: Tensor, s, generator=None) -> Tensor:
+        """What instance_strength ranks [B], from logits [B,K] on x."""
         told = f"asa={self.asa!r} needs logits of the"
         require(t is not None or self.asa not in ("teacher", "gap"), f"{told} teacher: t")
         require(s is not None or self.asa not in ("student", "gap"), f"{told} student on x: s=s")
         if self.asa == "teacher":
-            signal = margin(as_float32(t).softmax(1), y)
-        elif self.asa == "student":
-            signal = margin(as_float32(s).softmax(1), y)
-        elif self.asa == "gap":
-            signal = kl(t, s)
-        elif self.asa == "shuffled":  # a control: the same radii, dealt out at random
-            signal = torch.rand(len(y), generator=generator).to(y.device, non_blocking=True)
-        else:  # uniform, a control: the mean radius for all
-            signal = torch.zeros(len(y), device=y.device)
-        even, lam = self.asa == "uniform", self.lam
-        found = instance_strength(signal, threat=threat, lam=lam, steps_lo=steps_lo, uniform=even)
-        as_images = (-1, 1, 1, 1)  # so that x + eps is meant
-        return replace(found, eps=found.eps.view(as_images), alpha=found.alpha.view(as_images))
+            return margin(as_float32(t).softmax(1), y)
+        if self.asa == "student":
+            return margin(as_float32(s).softmax(1), y)
+        if self.asa == "gap":
+            return kl(t, s)
+        if self.asa == "shuffled":  # a control: the same radii, dealt out at random
+            return torch.rand(len(y), generator=generator).to(y.device, non_blocking=True)
+        return torch.zeros(len(y), device=y.device)  # uniform, a control: the mean radius for all
 
     def loss(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The weighted sum of .terms, from the student's latest pass on x_adv, the teacher's on x.
@@ -1035,11 +1054,16 @@ class Step:
             return self.threat
         asks_teacher = self.info.asa in ("teacher", "gap")
         asks_student = self.info.asa in ("student", "gap")
+        distance = None
+        if self.info.asa in DISTANCES:
+            of = resolve({}, "companions.adaptation:boundary_distance", "rule of radii")
+            distance = of(self.needed("teacher"), self.x, self.y)
         return self.info.strength(
             self.t if asks_teacher else None,
             self.y,
             self.threat,
             s=predict(self.student, self.x) if asks_student else None,
+            distance=distance,
             steps_lo=self.cfg.steps_lo,
             generator=self.generators.get("data"),
         )
