@@ -235,6 +235,7 @@ class Config:
     temperature: float = opt(None, "temperature of ard or iad", low=1e-6)
     kl_reduction: str = opt("batchmean", "mean: KL over K, as RSLAD's code", "batchmean mean")
     own: dict = field(default_factory=dict)  # settings that only this framework has
+    plus: str = opt("", "terms of other methods to add: igdm, saad or saad_c, igdm:5 its weight")
     infoard: bool = opt(True, "add InfoARD to the base framework")
     asa: str = opt("teacher", "signal, control or off", " ".join(ASA))
     lam_lo: float = opt(1.0, "eps_i of the weakest instance, in units of eps", low=0)
@@ -302,8 +303,11 @@ class Config:
             cfg = framework.settle(cfg)
             require(isinstance(cfg, Config), f"settle of {self.framework} must return the Config")
         require(cfg.steps_lo <= cfg.steps, f"--steps-lo must be at most --steps, {cfg.steps}")
+        if cfg.plus:
+            optional("plus:weights_of")(cfg)  # or one line
         plain = "-plain" if framework.infoard and not cfg.infoard else ""
-        names = re.sub("[:/]", ".", f"{cfg.dataset}-{cfg.student}-{cfg.framework}")
+        added = f"+{cfg.plus}" if cfg.plus else ""
+        names = re.sub("[:/]", ".", f"{cfg.dataset}-{cfg.student}-{cfg.framework}{added}")
         out = cfg.out or f"runs/{names}{plain}-s{cfg.seed}"
         return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
 
@@ -1083,7 +1087,10 @@ class Step:
         framework = get_framework(self.cfg.framework)
         for name in framework.needs:
             self.needed(name)
-        loss = framework.loss(self)
+        if self.cfg.plus:
+            loss = resolve({}, "companions.plus:loss", "further terms")(self, framework.loss)
+        else:
+            loss = framework.loss(self)
         scalar = isinstance(loss, Tensor) and loss.dim() == 0
         require(scalar, f"the loss of {self.cfg.framework} must be a scalar tensor")
         if self.info and self.info.weights:
@@ -1904,7 +1911,7 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
     usual = replace(cfg, teacher=None).resolved().teacher_arch
     arch, plain = cfg.teacher_arch, (cfg.teacher_arch or usual).removesuffix("_ae")
     paths = {}
-    if cfg.infoard or "teacher" in needs:
+    if cfg.infoard or cfg.plus or "teacher" in needs:
         path = cfg.teacher or trained(cfg, cfg.teacher_framework, arch or usual)
         paths["teacher"] = path, arch
     if cfg.transfer or "teacher_nat" in needs:
