@@ -951,7 +951,7 @@ class InfoARD(nn.Module):
 # ard      CE(S(x'),y)               alpha tau^2 KL(T(x)||S(x')) + (1-alpha) CE(S(x),y)  [ARD]
 # rslad    KL(T(x)||S(x'))           alpha KL(T(x)||S(x')) + (1-alpha) KL(T(x)||S(x))    [RSLAD]
 # adaad    KL(T(x')||S(x'))          alpha KL(T(x')||S(x')) + (1-alpha) KL(T(x)||S(x))   [AdaAD]
-# iad, mtard, igdm and saad: companions/frameworks.py
+# akd, iad, adaiad, mtard, igdm and saad: companions/frameworks.py
 
 
 # ---- losses of logits alone: s = S(x), s_adv = S(x'), t = T(x), t_adv = T(x'), all [B,K] ----
@@ -1177,7 +1177,9 @@ FRAMEWORKS = {
         ard, needs=("teacher",), defaults={"alpha": 1.0, "temperature": 30.0}, static=True
     ),
     "rslad": Framework(rslad, needs=("teacher",), defaults={"alpha": 5 / 6}, static=True),
+    "akd": "companions.frameworks:AKD",
     "iad": "companions.frameworks:IAD",
+    "adaiad": "companions.frameworks:ADAIAD",
     "adaad": Framework(
         adaad, needs=("teacher",), defaults={"alpha": 1.0, "lam_hi": 2.0}, static=True
     ),
