@@ -192,6 +192,9 @@ def digest(path: str | Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
+RANKED = ("teacher", "student", "gap", "uniform", "shuffled")  # signals and controls of ASA
+DISTANCES = ("distance", "distance_mean", "distance_shuffled")  # companions/adaptation.py
+ASA = (*RANKED, *DISTANCES, "off")
 SHAPES_DEFAULTS = {"student": "tiny", "teacher_arch": "tiny_wide", "epochs": 8, "steps": 5}
 IMAGES_DEFAULTS = {"student": "resnet18", "teacher_arch": "wrn_34_10", "epochs": 100, "steps": 10}
 DEFAULT_ATTACKS = "clean,fgsm,pgd,cw,apgd"  # in evaluation
@@ -232,8 +235,9 @@ class Config:
     temperature: float = opt(None, "temperature of ard or iad", low=1e-6)
     kl_reduction: str = opt("batchmean", "mean: KL over K, as RSLAD's code", "batchmean mean")
     own: dict = field(default_factory=dict)  # settings that only this framework has
+    plus: str = opt("", "terms of other methods to add: igdm, saad or saad_c, igdm:5 its weight")
     infoard: bool = opt(True, "add InfoARD to the base framework")
-    asa: str = opt("teacher", "signal, control or off", "teacher student gap uniform shuffled off")
+    asa: str = opt("teacher", "signal, control or off", " ".join(ASA))
     lam_lo: float = opt(1.0, "eps_i of the weakest instance, in units of eps", low=0)
     lam_hi: float = opt(None, "eps_i of the strongest instance, in units of eps", low=0)
     steps_lo: int = opt(0, "attack steps of the weakest instance; 0: all take --steps", low=0)
@@ -299,8 +303,11 @@ class Config:
             cfg = framework.settle(cfg)
             require(isinstance(cfg, Config), f"settle of {self.framework} must return the Config")
         require(cfg.steps_lo <= cfg.steps, f"--steps-lo must be at most --steps, {cfg.steps}")
+        if cfg.plus:
+            optional("plus:weights_of")(cfg)  # or one line
         plain = "-plain" if framework.infoard and not cfg.infoard else ""
-        names = re.sub("[:/]", ".", f"{cfg.dataset}-{cfg.student}-{cfg.framework}")
+        added = f"+{cfg.plus}" if cfg.plus else ""
+        names = re.sub("[:/]", ".", f"{cfg.dataset}-{cfg.student}-{cfg.framework}{added}")
         out = cfg.out or f"runs/{names}{plain}-s{cfg.seed}"
         return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
 
@@ -781,9 +788,6 @@ def relation_loss(s: Tensor, t: Tensor, tau: float = 0.2) -> Tensor:
     return kl(similarities(t, tau), similarities(s, tau))
 
 
-ASA = ("teacher", "student", "gap", "uniform", "shuffled", "off")
-
-
 class InfoARD(nn.Module):
     """ASA and MIM for any distillation loop. In a foreign script these lines are all that changes:
 
@@ -857,31 +861,50 @@ class InfoARD(nn.Module):
         return pairs
 
     def strength(
-        self, t, y: Tensor, threat: Threat | None = None, *, s=None, generator=None, steps_lo=0
+        self,
+        t,
+        y: Tensor,
+        threat: Threat | None = None,
+        *,
+        s=None,
+        distance=None,
+        generator=None,
+        steps_lo=0,
     ) -> Threat:
-        """ASA: threat with eps, alpha [B,1,1,1] (and steps [B]), from logits t, s [B,K] on x."""
+        """ASA: threat with eps, alpha [B,1,1,1] (and steps [B]), from logits t, s [B,K] on x, or
+        from distance [B], the teacher's boundary_distance.
+        """
         threat = threat or Threat()
         told = f"eps must lie in [0, 1], got {threat.eps}: write 8/255 or 0.0314"
         require(isinstance(threat.eps, Tensor) or 0 <= threat.eps <= 1, told)
         if self.asa == "off":
             return threat
+        if self.asa in DISTANCES:
+            told = f"asa={self.asa!r} needs distance=boundary_distance(teacher, x, y), no steps_lo"
+            require(distance is not None and not steps_lo, told)
+            radii = resolve({}, f"companions.adaptation:{self.asa}", "rule of radii")
+            found = radii(distance, threat=threat, lam=self.lam, generator=generator)
+        else:
+            options = {"lam": self.lam, "steps_lo": steps_lo, "uniform": self.asa == "uniform"}
+            signal = self.signal(t, y, s, generator)
+            found = instance_strength(signal, threat=threat, **options)
+        as_images = (-1, 1, 1, 1)  # so that x + eps is meant
+        return replace(found, eps=found.eps.view(as_images), alpha=found.alpha.view(as_images))
+
+    def signal(self, t, y: Tensor, s, generator=None) -> Tensor:
+        """What instance_strength ranks [B], from logits [B,K] on x."""
         told = f"asa={self.asa!r} needs logits of the"
         require(t is not None or self.asa not in ("teacher", "gap"), f"{told} teacher: t")
         require(s is not None or self.asa not in ("student", "gap"), f"{told} student on x: s=s")
         if self.asa == "teacher":
-            signal = margin(as_float32(t).softmax(1), y)
-        elif self.asa == "student":
-            signal = margin(as_float32(s).softmax(1), y)
-        elif self.asa == "gap":
-            signal = kl(t, s)
-        elif self.asa == "shuffled":  # a control: the same radii, dealt out at random
-            signal = torch.rand(len(y), generator=generator).to(y.device, non_blocking=True)
-        else:  # uniform, a control: the mean radius for all
-            signal = torch.zeros(len(y), device=y.device)
-        even, lam = self.asa == "uniform", self.lam
-        found = instance_strength(signal, threat=threat, lam=lam, steps_lo=steps_lo, uniform=even)
-        as_images = (-1, 1, 1, 1)  # so that x + eps is meant
-        return replace(found, eps=found.eps.view(as_images), alpha=found.alpha.view(as_images))
+            return margin(as_float32(t).softmax(1), y)
+        if self.asa == "student":
+            return margin(as_float32(s).softmax(1), y)
+        if self.asa == "gap":
+            return kl(t, s)
+        if self.asa == "shuffled":  # a control: the same radii, dealt out at random
+            return torch.rand(len(y), generator=generator).to(y.device, non_blocking=True)
+        return torch.zeros(len(y), device=y.device)  # uniform, a control: the mean radius for all
 
     def loss(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The weighted sum of .terms, from the student's latest pass on x_adv, the teacher's on x.
@@ -928,7 +951,7 @@ class InfoARD(nn.Module):
 # ard      CE(S(x'),y)               alpha tau^2 KL(T(x)||S(x')) + (1-alpha) CE(S(x),y)  [ARD]
 # rslad    KL(T(x)||S(x'))           alpha KL(T(x)||S(x')) + (1-alpha) KL(T(x)||S(x))    [RSLAD]
 # adaad    KL(T(x')||S(x'))          alpha KL(T(x')||S(x')) + (1-alpha) KL(T(x)||S(x))   [AdaAD]
-# iad, mtard, igdm and saad: companions/frameworks.py
+# akd, iad, adaiad, mtard, igdm and saad: companions/frameworks.py
 
 
 # ---- losses of logits alone: s = S(x), s_adv = S(x'), t = T(x), t_adv = T(x'), all [B,K] ----
@@ -1035,11 +1058,16 @@ class Step:
             return self.threat
         asks_teacher = self.info.asa in ("teacher", "gap")
         asks_student = self.info.asa in ("student", "gap")
+        distance = None
+        if self.info.asa in DISTANCES:
+            of = resolve({}, "companions.adaptation:boundary_distance", "rule of radii")
+            distance = of(self.needed("teacher"), self.x, self.y)
         return self.info.strength(
             self.t if asks_teacher else None,
             self.y,
             self.threat,
             s=predict(self.student, self.x) if asks_student else None,
+            distance=distance,
             steps_lo=self.cfg.steps_lo,
             generator=self.generators.get("data"),
         )
@@ -1059,7 +1087,10 @@ class Step:
         framework = get_framework(self.cfg.framework)
         for name in framework.needs:
             self.needed(name)
-        loss = framework.loss(self)
+        if self.cfg.plus:
+            loss = resolve({}, "companions.plus:loss", "further terms")(self, framework.loss)
+        else:
+            loss = framework.loss(self)
         scalar = isinstance(loss, Tensor) and loss.dim() == 0
         require(scalar, f"the loss of {self.cfg.framework} must be a scalar tensor")
         if self.info and self.info.weights:
@@ -1146,7 +1177,9 @@ FRAMEWORKS = {
         ard, needs=("teacher",), defaults={"alpha": 1.0, "temperature": 30.0}, static=True
     ),
     "rslad": Framework(rslad, needs=("teacher",), defaults={"alpha": 5 / 6}, static=True),
+    "akd": "companions.frameworks:AKD",
     "iad": "companions.frameworks:IAD",
+    "adaiad": "companions.frameworks:ADAIAD",
     "adaad": Framework(
         adaad, needs=("teacher",), defaults={"alpha": 1.0, "lam_hi": 2.0}, static=True
     ),
@@ -1883,7 +1916,7 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
     usual = replace(cfg, teacher=None).resolved().teacher_arch
     arch, plain = cfg.teacher_arch, (cfg.teacher_arch or usual).removesuffix("_ae")
     paths = {}
-    if cfg.infoard or "teacher" in needs:
+    if cfg.infoard or cfg.plus or "teacher" in needs:
         path = cfg.teacher or trained(cfg, cfg.teacher_framework, arch or usual)
         paths["teacher"] = path, arch
     if cfg.transfer or "teacher_nat" in needs:

@@ -8,8 +8,9 @@
 # bash reproduce.sh cells SCALE     the same runs as lines of options, to choose from
 # bash reproduce.sh evidence        set up, then the runs of results/evidence: every framework, parts and
 #                                   controls, teachers; two cores, six hours; `evidence first`:
-#                                   the longer runs of its first part; `evidence gpu`: one H100,
-#                                   a night, ResNet-18
+#                                   the longer runs of its first part; `evidence distance`: radii by
+#                                   the teacher's distance, four hours; `evidence gpu`: one H100, a
+#                                   night, ResNet-18
 # bash reproduce.sh gpu             set up, then ten minutes that try a machine with CUDA: smoke, parity
 #                                   with the CPU, speed, four students; --device cpu: a dry run
 # bash reproduce.sh lite            set up, then accuracy against time of steps and their schedules:

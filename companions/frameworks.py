@@ -1,4 +1,4 @@
-"""More base frameworks, each with and without InfoARD: iad, mtard, igdm, saad.
+"""More base frameworks, each with and without InfoARD: akd, iad, adaiad, mtard, igdm, saad.
 
     python infoard.py --framework iad
 
@@ -8,7 +8,9 @@ pasted anywhere. A step of a few lines says which passes go where, and a Framewo
     1  losses of logits    2  inner objectives    3  steps    4  frameworks
 
 name     inner max, |x'-x| <= eps  outer min
+akd      CE(S(x'),y)               alpha KL(T(x')||S(x')) + (1-alpha) CE(S(x'),y)      [AKD]
 iad      CE(S(x'),y)               tau^2 (A KL(T(x)||S(x')) + (1-A) KL(S(x)||S(x')))   [IAD]
+adaiad   KL(T(x')||S(x'))          tau^2 KL(T(x')||S(x')) + (1-A) KL(S(x)||S(x'))     [AdaAD]
 mtard    CE(S(x'),y)               w KL(T(x')||S(x')) + (1-w) KL(T_nat(x)||S(x))       [MTARD]
 igdm     KL(T(x')||S(x'))          KL(T(x')||S(x')) + alpha p G                        [IGDM]
 saad     KL(T(x) + l e_y||S(x'))   h (KL(T(x')||S(x')) + alpha p G) + beta r KL(T(x)||S(x))
@@ -16,7 +18,8 @@ saad     KL(T(x) + l e_y||S(x'))   h (KL(T(x')||S(x')) + alpha p G) + beta r KL(
 A = T_y(x')^beta (1 while p < 0.3); d = x'-x; l = d . grad T_y(x); p: share of training;
 G = KL(T(x+d)-T(x-d)||S(x+d)-S(x-d)); h = 5 (H - min H), H: the entropy of T(x'); r = 1 - h/max h
 
-[IAD] 2106.04928   [MTARD] Zhao et al., ECCV 2022   [IGDM] 2312.03286   [SAAD] 2512.10275
+[AKD] 2203.07159   [IAD] 2106.04928   [AdaAD] Huang et al., CVPR 2023   [SAAD] 2512.10275
+[MTARD] Zhao et al., ECCV 2022        [IGDM] 2312.03286
 """
 
 from collections.abc import Callable
@@ -55,6 +58,34 @@ def iad_loss(
     trust = t_adv.softmax(1).gather(1, y[:, None]).squeeze(1) ** beta  # A, [B]
     guided = mean_kl(t, s_adv, tau, trust)
     return guided + mean_kl(s, s_adv, tau, 1 - trust)
+
+
+def akd_loss(
+    s_adv: Tensor, t_adv: Tensor, y: Tensor, alpha: float = 0.5, mean_kl: Callable = I.mean_kl
+) -> Tensor:
+    """alpha KL(t_adv||s_adv) + (1-alpha) CE(s_adv,y) [AKD]."""
+    return alpha * mean_kl(t_adv, s_adv) + (1 - alpha) * F.cross_entropy(s_adv, y)
+
+
+def adaiad_loss(
+    s: Tensor | None,
+    s_adv: Tensor,
+    t_adv: Tensor,
+    y: Tensor,
+    beta: float = 0.1,
+    tau: float = 1.0,
+    warm_up: bool = False,
+    mean_kl: Callable = I.mean_kl,
+) -> Tensor:
+    """tau^2 KL(t_adv||s_adv) at temperature tau + (1-A) KL(s||s_adv), A = softmax(t_adv)_y^beta.
+
+    In the warm-up the second term is missing; s may then be None [AdaAD].
+    """
+    guided = mean_kl(t_adv, s_adv, tau)
+    if warm_up:
+        return guided
+    trust = t_adv.softmax(1).gather(1, y[:, None]).squeeze(1) ** beta  # A, [B]
+    return guided + mean_kl(s, s_adv, weight=1 - trust)
 
 
 def mtard_weights(losses: Tensor, memory: dict, eta: float) -> Tensor:
@@ -179,6 +210,24 @@ def iad(step: I.Step) -> Tensor:
     )
 
 
+def akd(step: I.Step) -> Tensor:
+    """AKD: AT with the teacher's label of x' mixed in; the attack asks the student alone."""
+    # differs: the released weight was not in reach; half of each
+    step.attack(I.ce_objective(step.student, step.y))
+    return akd_loss(step.s_adv, step.t_adv, step.y, step.cfg.alpha, step.mean_kl)
+
+
+def adaiad(step: I.Step) -> Tensor:
+    """AdaIAD: AdaAD whose student trusts itself where the teacher is unsure of x'."""
+    # differs: tau 1, released code 30; KL there is a mean over classes too in the second term
+    step.attack(I.teacher_student_objective(step.student, step.teacher), init="normal")
+    warm_up = step.progress < 0.3  # epoch 60 of 200
+    s_adv = step.s_adv  # before S(x)
+    s = None if warm_up else step.s  # no pass that counts for nothing: batch norm would see it
+    options = {"beta": step.cfg.beta, "tau": step.cfg.temperature, "warm_up": warm_up}
+    return adaiad_loss(s, s_adv, step.t_adv, step.y, mean_kl=step.mean_kl, **options)
+
+
 def mtard(step: I.Step) -> Tensor:
     """MTARD: a robust teacher on x', a natural one on x; w favours the one that lags behind."""
     # differs: released code divides KL by K; eta falls with lr, here under cosine too
@@ -221,6 +270,10 @@ def saad(step: I.Step) -> Tensor:
 # ==== 4. Frameworks ===============================================================================
 
 IAD = I.Framework(iad, needs=("teacher",), defaults={"beta": 0.1, "temperature": 1.0})
+AKD = I.Framework(akd, needs=("teacher",), defaults={"alpha": 0.5}, static=True)
+ADAIAD = I.Framework(
+    adaiad, needs=("teacher",), defaults={"beta": 0.1, "temperature": 1.0, "lam_hi": 2.0}
+)
 MTARD = I.Framework(mtard, needs=("teacher", "teacher_nat"))
 IGDM = I.Framework(igdm, needs=("teacher",), defaults={"alpha": 1.0, "lam_hi": 2.0}, static=True)
 SAAD = I.Framework(saad, needs=("teacher",), defaults={"alpha": 1.0, "beta": 0.0}, static=True)

@@ -4,6 +4,7 @@
     python -m companions.recipes tables SCALE [options]       frameworks, ablation, NAMID, MID
     python -m companions.recipes evidence [first] [options]   the runs of results/evidence
     python -m companions.recipes evidence gpu [options]       the same question with ResNet-18
+    python -m companions.recipes evidence distance [options]  radii by the teacher's own distance
     python -m companions.recipes lite [options]               accuracy against time
 
 From the repository root. SCALE is smoke, cpu, gpu or paper; further options go to every run. A row
@@ -455,6 +456,38 @@ def gpu_evidence_runs(extra: Sequence[str] = ()) -> list[Run]:
     return teachers + expand(GPU_EVIDENCE, rows, seeds=[0, 1, 2], common=common, extra=extra)
 
 
+DISTANCE = [  # whom the larger radii go to, when the teacher's own distance decides
+    ("plain", "--no-infoard"),
+    ("distance", "--mim off --asa distance --lam-hi 2"),
+    ("shuffled", "--mim off --asa distance_shuffled --lam-hi 2"),
+    ("mean", "--mim off --asa distance_mean --lam-hi 2"),
+    ("rank", "--mim off --asa teacher --lam-hi 2"),
+]
+LIMITS = [  # other limits of these radii
+    ("distance15", "--mim off --asa distance --lam-hi 1.5"),
+    ("distance3", "--mim off --asa distance --lam-hi 3"),
+    ("inside", "--mim off --asa distance --lam-lo 0.5 --lam-hi 2"),
+]
+DISTANCE_CELLS = [  # base, teacher of results/evidence/teachers, rows; those that decide first
+    ("rslad", "medium", DISTANCE),
+    ("rslad", "strong", DISTANCE),
+    ("adaad", "medium", DISTANCE),
+    ("rslad", "medium", LIMITS),
+]
+
+
+def distance_runs(extra: Sequence[str] = ()) -> list[Run]:
+    """The protocol of results/evidence/distance: new seeds, teachers that are kept there."""
+    common = f"{SHORT} {STUDENT} --epochs 3 --attacks clean,fgsm,pgd_sat,cw"
+    runs = []
+    for stage, (base, teacher, rows) in enumerate(DISTANCE_CELLS):
+        same = f"{common} --framework {base} --teacher results/evidence/teachers/{teacher}.pt"
+        folder = f"{EVIDENCE}/distance/{base}-{teacher}"
+        for seed in (10, 11, 12, 13):
+            runs += expand(folder, rows, seeds=[seed], common=same, extra=extra, stage=stage + 2)
+    return runs
+
+
 # ==== 4. Lite =====================================================================================
 # What accuracy costs what time: attack steps, 1 to so many by rank, full and half precision.
 
@@ -821,6 +854,16 @@ def run_gpu_evidence(runner: Runner, extra: list[str]) -> None:
             runner.call("compare", f"{GPU_EVIDENCE}/{name}")
 
 
+def run_distance(runner: Runner, extra: list[str]) -> None:
+    """The runs, a closer look at each under APGD, and the comparisons."""
+    if not runner.work(distance_runs(extra), workers=2):
+        return
+    for folder in sorted(Path(EVIDENCE, "distance").glob("*/*/s*")):
+        look(runner, folder, 2000, "clean,pgd_sat,cw,apgd")
+    for folder in sorted(Path(EVIDENCE, "distance").iterdir()):
+        runner.call("compare", str(folder))
+
+
 def run_lite(runner: Runner, extra: list[str]) -> None:
     """The runs, then what a step of each costs, alone on the machine, and the curve of both."""
     if not runner.work(lite_runs(extra), workers=2):
@@ -863,6 +906,8 @@ def main(argv: list[str]) -> int:
             run_first(runner, words[1:])
         elif verb == "evidence" and words[:1] == ["gpu"]:
             run_gpu_evidence(runner, words[1:])
+        elif verb == "evidence" and words[:1] == ["distance"]:
+            run_distance(runner, words[1:])
         elif verb == "evidence":
             run_evidence(runner, words)
         elif verb == "lite":

@@ -51,6 +51,17 @@ def iad_formula(p, y):
     return 0, guided + batch_kl(p.s, p.s_adv, 1, 1 - trust)
 
 
+def akd_formula(p, y):  # alpha = 0.3
+    rows = range(len(y))
+    return -0.7 * p.s_adv.log_softmax(1)[rows, y].mean(), 0.3 * batch_kl(p.t_adv, p.s_adv)
+
+
+def adaiad_formula(p, y):  # temperature 2
+    trust = p.t_adv.softmax(1)[range(len(y)), y] ** 0.1
+    guided = batch_kl(p.t_adv, p.s_adv, 2)
+    return 0, guided + batch_kl(p.s, p.s_adv, 1, 1 - trust)
+
+
 def mtard_formula(p, y):  # in the first step the weights are equal
     return 0, 0.5 * batch_kl(p.t_adv, p.s_adv) + 0.5 * batch_kl(p.n, p.s)
 
@@ -73,18 +84,22 @@ def saad_formula(p, y):  # alpha = 1.6, beta = 0.5
 
 
 FORMULAS = {
+    "akd": akd_formula,
     "iad": iad_formula,
+    "adaiad": adaiad_formula,
     "mtard": mtard_formula,
     "igdm": igdm_formula,
     "saad": saad_formula,
 }
 OPTIONS = {  # those that the formulas hold for
+    "akd": {"alpha": 0.3},
     "iad": {},
+    "adaiad": {"temperature": 2.0},
     "mtard": {},
     "igdm": {"alpha": 1.6},
     "saad": {"alpha": 1.6, "beta": 0.5},
 }
-STARTS = {"iad": "uniform", "mtard": "normal", "igdm": "normal", "saad": "normal"}
+STARTS = dict.fromkeys(FORMULAS, "normal") | {"akd": "uniform", "iad": "uniform"}
 each_framework = each("framework", FORMULAS)
 
 
@@ -104,9 +119,9 @@ def linear_teacher(teacher, x, y):
 
 def inner(framework, student, teacher, x, y):
     """The inner objective of a framework: z, rows -> [B]; student and teacher in eval mode."""
-    if framework in ("iad", "mtard"):
+    if framework in ("akd", "iad", "mtard"):
         return ce_by_hand(student, y)
-    if framework == "igdm":
+    if framework in ("adaiad", "igdm"):
         return toward(student, lambda z, rows: teacher(z))
     return toward(student, linear_teacher(teacher, x, y))
 
@@ -163,7 +178,9 @@ def test_a_missing_teacher_is_named(framework, missing):
 
 
 PASSES = {  # passes of the student in train mode, in the order in which batch norm sees them
+    "akd": ["x_adv"],
     "iad": ["x_adv", "x"],
+    "adaiad": ["x_adv", "x"],
     "mtard": ["x_adv", "x"],
     "igdm": ["x_adv", "x_minus"],
     "saad": ["x_adv", "x_minus", "x"],
@@ -190,6 +207,7 @@ def test_batch_norm_sees_each_pass_once_and_in_a_known_order(framework):
 
 def test_no_pass_counts_for_nothing():
     check_passes("iad", ["x_adv"], progress=0.29)
+    check_passes("adaiad", ["x_adv"], progress=0.29)
     check_passes("saad", ["x_adv", "x_minus"], beta=0.0)
 
 
@@ -347,11 +365,11 @@ def test_settings_of_the_framework_unless_told_otherwise():
 
 
 @each("dataset", ["shapes", "cifar10"])
-def test_radii_of_twice_eps_are_for_two_alone(dataset):  # their label is T(x'): they are free
+def test_radii_of_twice_eps_are_for_three_alone(dataset):  # their label is T(x'): they are free
     widest = {}
     for name in I.FRAMEWORKS:
         widest[name] = I.Config(dataset=dataset, framework=name).resolved().lam_hi
-    assert {name for name, value in widest.items() if value == 2} == {"adaad", "igdm"}
+    assert {name for name, value in widest.items() if value == 2} == {"adaad", "adaiad", "igdm"}
     assert {value for value in widest.values()} == {1.5, 2}
     assert I.Config(framework="igdm", lam_hi=1.2).resolved().lam_hi == 1.2
 

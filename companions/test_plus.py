@@ -1,0 +1,113 @@
+"""What holds for --plus: formulas by hand, published combinations, weight 0, errors."""
+
+import pytest
+import torch
+
+import infoard as I
+from companions import frameworks, plus
+from test_infoard import batch_kl, each, labels, make_step, near, rand, tiny_net
+
+X, Y = rand(6, 3, 8, 8).float(), labels(6)
+BASES = ["at", "trades", "ard", "rslad", "iad", "adaad"]
+
+
+def stepped(framework, terms="", **options):
+    """The loss and the step of a framework with terms, on fixed nets and images."""
+    student, teacher = tiny_net(), tiny_net(1)
+    step = make_step(
+        framework, student.train(), teacher, X, Y, plus=terms, infoard=False, **options
+    )
+    return step.loss(), step
+
+
+def gradient(loss, step):
+    return torch.autograd.grad(loss, [*step.student.parameters()], retain_graph=True)
+
+
+@each("base", BASES)
+def test_weight_zero_is_the_base_bit_for_bit(base):
+    plain, first = stepped(base)
+    added, second = stepped(base, "igdm:0")
+    assert torch.equal(plain, added)
+    for a, b in zip(gradient(plain, first), gradient(added, second), strict=True):
+        assert torch.equal(a, b)
+
+
+@each("base", BASES)
+def test_igdm_adds_the_divergence_of_differences(base):
+    plain, _ = stepped(base)
+    added, step = stepped(base, "igdm:7")
+    x_minus = 2 * step.x - step.x_adv
+    t_slope = step.t_adv - I.predict(step.teacher, x_minus)
+    student = step.student.train()
+    s_slope = step.s_adv - student(x_minus)
+    near(added, plain + 7 * 0.5 * batch_kl(t_slope, s_slope), 1e-5)  # at half time, in float32
+
+
+def test_igdm_on_adaad_is_the_framework_igdm():
+    published, _ = stepped("igdm", alpha=3.0)
+    added, _ = stepped("adaad", "igdm:3", alpha=1.0)
+    near(added, published, 1e-6)
+
+
+def test_saad_weighs_the_divergences_of_each_sample():
+    added, step = stepped("rslad", "saad")
+    p = step.t_adv.softmax(1)
+    entropy = -(p * p.log()).sum(1)
+    h = 5 * (entropy - entropy.min())
+    rows = 5 / 6 * I.kl(step.t, step.s_adv) + 1 / 6 * I.kl(step.t, step.s)
+    near(added, (h * rows).mean(), 1e-5)  # float32
+
+
+def test_saad_c_brings_back_the_clean_divergence_of_sure_samples():
+    with_saad, _ = stepped("rslad", "saad")
+    added, step = stepped("rslad", "saad_c:0.4")
+    _, rest = frameworks.saad_weights(step.t_adv)
+    near(added, with_saad + 0.4 * (rest * I.kl(step.t, step.s)).mean(), 1e-5)
+
+
+def test_both_together_weigh_the_differences_too():
+    saad, _ = stepped("adaad", "saad")
+    both, step = stepped("adaad", "saad,igdm:2")
+    h, _ = frameworks.saad_weights(step.t_adv)
+    x_minus = 2 * step.x - step.x_adv
+    t_slope = step.t_adv - I.predict(step.teacher, x_minus)
+    s_slope = step.s_adv - step.student(x_minus)
+    near(both, saad + 2 * 0.5 * (h * I.kl(t_slope, s_slope)).mean(), 1e-5)
+    assert step.terms["igdm"] > 0
+
+
+def test_terms_stand_beside_infoard():
+    student, teacher = tiny_net(), tiny_net(1)
+    info = I.InfoARD(student, teacher, image_shape=(3, 8, 8))
+    step = make_step("rslad", student.train(), teacher, X, Y, info, plus="igdm,saad")
+    step.loss().backward()
+    assert {"feat", "igdm"} <= step.terms.keys()
+
+
+@each("framework, alpha", [("at", 60), ("rslad", 0.9), ("mtard", 0.9)])
+def test_published_weights_are_the_usual_ones(framework, alpha):
+    cfg = I.Config(framework=framework, plus="igdm,saad_c" if framework != "at" else "igdm")
+    found = plus.weights_of(cfg.resolved())
+    assert found["igdm"] == alpha
+    assert framework == "at" or found["saad_c"] == 0.2
+
+
+@each(
+    "framework, terms, why",
+    [
+        ("rslad", "idgm", "unknown term of --plus 'idgm'"),
+        ("igdm", "igdm", "igdm has it already"),
+        ("saad", "saad_c", "saad has it already"),
+        ("rslad", "igdm,igdm:3", "stands twice"),
+        ("rslad", "saad,saad_c", "one term more"),
+        ("at", "saad", "at has none"),
+        ("rslad", "saad:3", "has no weight"),
+        ("rslad", "igdm:x", "write a number"),
+        ("rslad", "igdm:-1", "must not be negative"),
+    ],
+)
+def test_what_cannot_be_added_is_one_line(framework, terms, why):
+    with pytest.raises(I.InfoardError, match=why) as error:
+        I.Config(framework=framework, plus=terms).resolved()
+    assert "\n" not in str(error.value)
