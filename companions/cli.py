@@ -112,6 +112,11 @@ VERBS = {  # each: what does it, in a line, an example
         "teacher, student, evaluation: what is done without a verb",
         "--dataset cifar10 --framework adaad --teacher robust.pt",
     ),
+    "demo": (
+        "companions.demo:run_demo",
+        "what distillation and InfoARD give, on built-in images: minutes",
+        "--seed 1",
+    ),
     "eval": (
         "companions.cli:run_eval",
         "any checkpoint under any attacks",

@@ -103,7 +103,7 @@ def called(argv):
 
 
 MISTAKES = [
-    (["trian"], r"did you mean train\? choose from train, eval"),
+    (["trian"], r"did you mean train\? choose from train, demo, eval"),
     (["--framwork", "rslad"], r"did you mean --framework\?"),
     (["--epoch=3"], r"did you mean --epochs\?"),
     (["--asa", "techer"], r"did you mean teacher\?"),
@@ -112,7 +112,7 @@ MISTAKES = [
     (["eval", "done/last.pt", "--attack", "pgd"], r"did you mean --attacks\?"),
     (["eval", "done/last.pt", "--batch-size", "1"], "this verb does not use it"),
     (["bench", "--epochs", "3"], "this verb does not use it"),
-    ([""], "choose from train, eval"),
+    ([""], "choose from train, demo, eval"),
     (["train", "here"], "here"),
     (["eval"], "CKPT"),
     (["eval", "nowhere.pt"], "no checkpoint file at nowhere.pt"),
