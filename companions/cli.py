@@ -334,11 +334,14 @@ def parse(verb: str, argv: list[str]) -> dict:
     if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
         add_options(parser, used_by(verb, function), OTHER_TEXTS.get(verb, {}))
         own = getattr(function, "options", None) or framework_options(argv)
-        group = parser.add_argument_group("of this framework alone")
+        title = "of this verb alone" if hasattr(function, "options") else "of this framework alone"
+        group = parser.add_argument_group(title)
         for name, (default, text) in own.items():
-            kind = I.number if isinstance(default, float) else type(default)
+            kind = {"type": I.number if isinstance(default, float) else type(default)}
+            if isinstance(default, bool):
+                kind = {"action": BooleanOptionalAction}
             told = f"{text}; default: {default}".replace("%", "%%")
-            group.add_argument(I.flag_of(name), type=kind, help=told)
+            group.add_argument(I.flag_of(name), help=told, **kind)
     if verb == "train":
         parser.add_argument("--lite", action="store_true", help=f"for small machines: {LITE}")
         if "--lite" in argv:
