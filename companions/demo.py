@@ -20,9 +20,9 @@ STUDENTS = {  # folder: what it is called, and its settings
 }
 COLUMNS = {"clean": "clean (%)", "pgd_sat": "PGD-20", "cw": "CW", "worst": "worst of these"}
 CAVEAT = """\
-One seed: the intervals are over test images, and other seeds differ by a point or two. InfoARD's
-attack in training reaches up to twice the radius that is evaluated; what gains is this radius, not
-which image it goes to (results/evidence/README.md). No number here is the paper's."""
+One seed: the intervals are over test images alone, and seeds differ by more (results/demo). What is
+gained comes from attacks in training of up to twice the radius that is evaluated, not from which
+image they go to (results/evidence). No number here is the paper's."""
 
 
 def demo_table(results: dict[str, dict]) -> list[list[str]]:
