@@ -30,6 +30,7 @@ alone, this file trains on the built-in data, evaluates and resumes, and says wh
 
 import argparse
 import contextlib
+import difflib
 import hashlib
 import importlib
 import json
@@ -76,7 +77,9 @@ def require(condition, message: str) -> None:
 
 def lookup(table, name: str, what: str):
     """table[name] (or name itself, from a list), or one line that lists the names there are."""
-    require(name in table, f"unknown {what} {name!r} (choose from {', '.join(table)})")
+    near = difflib.get_close_matches(name, table, 1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    require(name in table, f"unknown {what} {name!r} ({meant}choose from {', '.join(table)})")
     return table[name] if isinstance(table, dict) else name
 
 
@@ -118,10 +121,12 @@ def optional(name: str) -> Callable:
 
 
 def progress_bar(items, text: str = ""):
-    """items, with a bar if there are a text, a terminal and no TQDM_DISABLE."""
+    """items, if there is a text, with a bar or, without a terminal, lines; not if TQDM_DISABLE."""
     from tqdm import tqdm
 
     silent = not text or "TQDM_DISABLE" in os.environ
+    if items and not silent and not sys.stderr.isatty() and has_companions():
+        return resolve({}, "companions.cli:now_and_then", "progress")(items, text)
     return tqdm(items, text, leave=False, disable=True if silent else None)  # None: if no terminal
 
 
@@ -271,7 +276,7 @@ class Config:
     out: str = opt(None, "folder; default: runs/<dataset>-<student>-<framework>[-plain]-s<seed>")
     resume: bool = opt(False, "go on from last.pt in --out, if there is one")
     figures: bool = opt(True, "draw figures at the end")
-    progress: bool = opt(True, "show a bar on a terminal")
+    progress: bool = opt(True, "show a bar, or a line a minute where no terminal is")
 
     def __post_init__(self):
         for f in fields(self):
@@ -1990,8 +1995,8 @@ def finish(run: Run, out: Path) -> dict:
     save(out / "results.json", results)
     if cfg.figures:
         optional("figures:illustrate")(run, results)
-    report(f"{out.name} best", best)
-    report(f"{out.name} last", last)
+    for name in ["best"] if best is last else ["best", "last"]:
+        report(f"{out.name} {name}", results[name])
     print(f"in {out}: results.json, log.jsonl, best.pt, last.pt")
     barrier()  # no rank asks for these files before they are there
     return results

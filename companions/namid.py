@@ -353,18 +353,19 @@ NAMID_TRADES = replace(NAMID, loss=namid_trades)
 
 def figure_information(figure, found: dict) -> None:
     """Natural and adversarial information of clean and attacked images, with 95% intervals."""
-    figure.set_size_inches(6, 2.2)
+    figure.set_size_inches(6, 2.5)
     places = np.arange(len(found))
-    ticks = [f"{group}\n{values['n']}" for group, values in found.items()]
+    ticks = [f"{group}\nn = {values['n']}" for group, values in found.items()]
     titles = {"N": "natural", "A": "adversarial"}
     for panel, (letter, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        for name, shift in ((f"{letter}(x)", -0.1), (f"{letter}(x')", 0.1)):
+        shown = {f"{letter}(x)": "clean images", f"{letter}(x')": "attacked images"}
+        for (name, text), shift in zip(shown.items(), (-0.1, 0.1), strict=True):
             means = [values[name][0] for values in found.values()]
             halves = [values[name][1] for values in found.values()]
-            panel.errorbar(places + shift, means, halves, fmt="o", label=name)
-        panel.set(ylabel="nats", title=f"{title} information")
+            panel.errorbar(places + shift, means, halves, fmt="o", ms=3, lw=1, label=text)
+        panel.set(ylabel=f"{title} information (nats)")
         panel.set_xticks(places, ticks)
-        panel.legend()
+        panel.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
 def verdict(mean: float, half: float, sign: int) -> str:

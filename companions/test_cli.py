@@ -3,10 +3,14 @@ command on the pages is understood.
 """
 
 import dataclasses
+import importlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,12 +38,40 @@ def test_every_verb_has_help(verb, capsys):
     assert f"infoard.py {verb}" in shown and len(shown) > 100
 
 
-def test_help_lists_the_verbs(capsys):
+def test_help_lists_the_verbs_with_examples_that_are_understood(capsys):
     assert I.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("InfoARD: ")
-    listed = [line.split()[0] for line in shown.splitlines() if line.startswith("    ")]
-    assert listed[-len(cli.VERBS) :] == list(cli.VERBS)
+    lines = shown.partition("its own --help:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines[::2]] == list(cli.VERBS)
+    for verb, example in zip(cli.VERBS, lines[1::2], strict=True):
+        program, file, named, *words = shlex.split(example)
+        assert (program, file, named) == ("python", "infoard.py", verb)
+        check_settings(cli.parse(verb, words))
+
+
+@pytest.mark.parametrize(
+    "called_as", ["/usr/bin/infoard", "infoard.py", "/else/where.py", "pytest"]
+)
+def test_help_speaks_of_the_program_that_was_called(called_as, monkeypatch, capsys):
+    monkeypatch.setattr(cli.sys, "argv", [called_as, "--help"])
+    expected = "infoard" if called_as == "/usr/bin/infoard" else "python infoard.py"
+    assert f" {expected} eval net.pt" in cli.overview()
+    with pytest.raises(SystemExit):
+        I.main(["eval", "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: {expected} eval CKPT [options]")
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_no_help_asks_to_look_elsewhere_for_a_name(verb, capsys):
+    with pytest.raises(SystemExit):
+        I.main([verb, "--help"])
+    shown = capsys.readouterr().out
+    for table in cli.TABLES:
+        assert table not in shown
+    for group in cli.GROUPS.values():  # none is without an option
+        assert f"{group}:\n\n" not in shown and not shown.endswith(f"{group}:\n")
 
 
 def test_help_tells_units_and_defaults(capsys):
@@ -71,15 +103,23 @@ def called(argv):
 
 
 MISTAKES = [
-    (["trian"], "choose from train, eval"),
-    ([""], "choose from train, eval"),
+    (["trian"], r"did you mean train\? choose from train, demo, eval"),
+    (["--framwork", "rslad"], r"did you mean --framework\?"),
+    (["--epoch=3"], r"did you mean --epochs\?"),
+    (["--asa", "techer"], r"did you mean teacher\?"),
+    (["--framework", "rsld"], r"did you mean rslad\? choose from natural, at"),
+    (["--student", "resnt18"], r"did you mean resnet18\?"),
+    (["eval", "done/last.pt", "--attack", "pgd"], r"did you mean --attacks\?"),
+    (["eval", "done/last.pt", "--batch-size", "1"], "this verb does not use it"),
+    (["bench", "--epochs", "3"], "this verb does not use it"),
+    ([""], "choose from train, demo, eval"),
     (["train", "here"], "here"),
     (["eval"], "CKPT"),
     (["eval", "nowhere.pt"], "no checkpoint file at nowhere.pt"),
     (["eval", "done"], "no checkpoint file at done"),
     (["eval", "untrained.pt"], "--dataset"),
     (["eval", "text.pt", "--dataset", "shapes"], "truncated"),
-    (["eval", "done/last.pt", "--attacks", "pgdd"], "choose from .*pgd"),
+    (["eval", "done/last.pt", "--attacks", "pgdd"], r"did you mean pgd\? choose from .*pgd"),
     (["eval", "done/last.pt", "--lr", "0.1"], "unrecognized arguments: --lr 0.1"),
     (["eval", "done/last.pt", "--eps", "2"], "8/255"),
     (["eval", "three.pt", "--dataset", "shapes"], "3 classes, the data have 10"),
@@ -110,6 +150,22 @@ def test_without_progress_there_is_no_bar(monkeypatch):
     assert "TQDM_DISABLE" not in os.environ
     called(["--no-progress"])
     assert os.environ["TQDM_DISABLE"] == "1"
+
+
+def test_where_no_terminal_is_a_line_now_and_then_tells_how_far_it_is(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 25))  # each look at it 25 seconds later
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: False, raising=False)
+    assert list(I.progress_bar(range(10, 18), "epoch 3")) == list(range(10, 18))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["epoch 3: 2 of 8 after 75 s", "epoch 3: 5 of 8 after 150 s"]
+    assert list(I.progress_bar(range(40))) == list(range(40))  # without a text nothing is told
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert list(I.progress_bar(range(40), "epoch 3")) == list(range(40))
+    monkeypatch.setattr(I, "world", lambda: (1, 2))  # nor by another rank
+    assert list(cli.now_and_then(range(8), "epoch 3")) == list(range(8))
+    assert capsys.readouterr().out == ""
 
 
 # ==== 2. Options ==================================================================================
@@ -416,3 +472,54 @@ def test_a_run_keeps_the_file_of_an_address(monkeypatch):
     assert seen == {"teacher": "kept/t.pt", "seed": 3}
     cli.run(["--teacher", "robustbench:Any"])
     assert seen["teacher"] == "robustbench:Any"
+
+
+# ==== 5. The package ==============================================================================
+
+
+def test_what_pip_installs_is_the_file_its_companions_and_a_command():
+    made = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    module, _, function = made["project"]["scripts"]["infoard"].partition(":")
+    assert getattr(importlib.import_module(module), function) is I.main
+    assert made["tool"]["setuptools"]["py-modules"] == [module]
+    assert made["tool"]["setuptools"]["packages"] == ["companions"]
+    kinds = made["tool"]["setuptools"]["package-data"]["companions"]
+    for file in (ROOT / "companions").iterdir():  # what code reads from beside it comes along
+        if file.is_file():
+            assert file.suffix in (".py", ".md") or any(file.match(kind) for kind in kinds), file
+
+    named = set()
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        named.add(line.partition("#")[0].strip())
+    project = made["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    assert set(needed) == named - {""} and len(needed) == len(set(needed))
+
+
+def test_an_installed_copy_finds_its_companions_from_anywhere(tmp_path):
+    place = tmp_path / "site-packages"
+    shutil.copytree(ROOT / "companions", place / "companions")
+    shutil.copy(ROOT / "infoard.py", place)
+    (tmp_path / "elsewhere").mkdir()
+    code = """
+import sys
+import infoard
+assert infoard.__file__ == sys.argv[1] and infoard.has_companions()
+assert infoard.optional("runs:same_settings").__module__ == "companions.runs"
+sys.exit(infoard.main(["--help"]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    command = [sys.executable, "-c", code, str(place / "infoard.py")]
+    where = {"cwd": tmp_path / "elsewhere", "env": environment}
+    done = subprocess.run(command, **where, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "growth" in done.stdout
+
+
+def test_the_paper_and_this_code_are_cited_apart():
+    text = (ROOT / "CITATION.cff").read_text()
+    code, paper = text.split("preferred-citation:")
+    assert "cff-version: 1.2.0" in code and "type: software" in code and "doi" not in code
+    assert "unofficial reconstruction" in code
+    assert "type: article" in paper and "10.1109/TIP.2025.3637689" in paper
+    assert "10.1109/TIP.2025.3637689" in I.__doc__

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
 import infoard as I
-from companions import figures
+from companions import evaluation, figures
 from test_infoard import mean, near, rand
 
 CPU = torch.device("cpu")
@@ -69,19 +71,56 @@ def is_no_blank_picture(file: Path) -> bool:
 # ==== 1. Drawing ==================================================================================
 
 
+TITLES = []  # of what was drawn
+
+
 def plot_something(figure) -> None:
     figure.subplots().plot([0, 1, 0, 1], lw=20)
+    kept = figure.savefig
+
+    def savefig(file) -> None:
+        TITLES.append(figure.get_suptitle())
+        kept(file)
+
+    figure.savefig = savefig
 
 
 def test_each_figure_is_drawn_as_png_and_pdf(tmp_path, capsys):
     before = dict(matplotlib.rcParams)
+    TITLES.clear()
     figures.draw(tmp_path / "figures", one=plot_something, two=plot_something)
+    assert set(TITLES) == {f"{tmp_path.parent.name}/{tmp_path.name}"}
     assert "one, two, as png and pdf" in capsys.readouterr().out
     names = sorted(file.name for file in (tmp_path / "figures").iterdir())
     assert names == ["one.pdf", "one.png", "two.pdf", "two.png"]
     assert is_no_blank_picture(tmp_path / "figures/two.png")
     assert (tmp_path / "figures/one.pdf").read_bytes().startswith(b"%PDF")
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    "folder, name",
+    [("runs/shapes-s0", "shapes-s0"), ("runs/demo/infoard", "demo/infoard"), ("/a/b/c", "b/c")],
+)
+def test_a_run_is_called_by_its_folder(folder, name):
+    assert figures.name_of_run(Path(folder)) == name
+
+
+@pytest.mark.parametrize(
+    "cell, name",
+    [
+        ("rslad/infoard", "RSLAD + InfoARD"),
+        ("adaad/radii2", "AdaAD, radii2"),
+        ("*/infoard (9)", "mean of 9 + InfoARD"),
+        ("*/radii2 (2)", "mean of 2, radii2"),
+        ("infoard", "InfoARD"),
+        ("uniform", "uniform"),
+        ("size/16/mtard/longer", "size/16/mtard, longer"),
+        ("mine/infoard", "mine + InfoARD"),
+    ],
+)
+def test_a_cell_is_called_as_in_a_paper(cell, name):
+    assert figures.name_of_cell(cell) == name
 
 
 def test_only_the_first_rank_draws(tmp_path, monkeypatch):
@@ -101,11 +140,11 @@ def test_importing_figures_needs_no_matplotlib():
 
 def test_gains_are_drawn_in_order_with_their_intervals():
     rows = {
-        "a": {"worst": (1.0, 0.5), "clean": (-2.0, 0.25)},
+        "rslad/infoard": {"worst": (1.0, 0.5), "clean": (-2.0, 0.25)},
         "b": {"clean": (3.0, 0.75)},  # of a cell with other attacks
     }
     worst, clean = filled(figures.figure_gains, rows=rows).axes
-    assert [label.get_text() for label in worst.get_yticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in worst.get_yticklabels()] == ["RSLAD + InfoARD", "b"]
     assert means_of(clean.containers[0]) == [(-2.0, 0.0), (3.0, -1.0)]  # a above b
     low, high = ends_of(clean.containers[0], axis=0)
     assert low == [-2.25, 2.25] and high == [-1.75, 3.75]
@@ -114,15 +153,39 @@ def test_gains_are_drawn_in_order_with_their_intervals():
 
 
 def test_curve_shows_mean_and_deviation_beside_time():
-    quick = (8.0, "quick", [50.0], [29.0])
     slow = (20.4, "slow", [51.0, 53.0], [30.0, 34.0])
-    clean, worst = filled(figures.figure_curve, rows=[quick, slow]).axes
+    quick = (8.0, "quick", [50.0], [29.0])
+    clean, worst = filled(figures.figure_curve, rows=[slow, quick]).axes
     assert [text.get_text() for text in worst.texts] == ["quick", "slow"]
-    assert means_of(clean.containers[0]) == [(8.0, 50.0)]
-    assert means_of(clean.containers[1]) == [(20.4, 52.0)]
-    assert means_of(worst.containers[1]) == [(20.4, 32.0)]
-    [low], [high] = ends_of(worst.containers[1], axis=1)
+    assert [text.xy[0] for text in worst.texts] == [8.0, 20.4]
+    assert means_of(clean.containers[1]) == [(8.0, 50.0)]
+    assert means_of(clean.containers[0]) == [(20.4, 52.0)]
+    assert means_of(worst.containers[0]) == [(20.4, 32.0)]
+    [low], [high] = ends_of(worst.containers[0], axis=1)
     assert (high - low) / 2 == pytest.approx(statistics.stdev([30.0, 34.0]))
+
+
+def test_names_of_a_curve_do_not_overlap():
+    times = [36, 40, 42, 46, 49, 52, 60, 60.5, 61, 67, 68, 75, 90]
+    rows = [(ms, f"cell{i}", [40.0 + i], [20.0 + i]) for i, ms in enumerate(times)]
+    figure = filled(figures.figure_curve, rows=rows)
+    for panel in figure.axes:
+        for text in panel.texts:
+            text.arrowprops = text.arrow_patch = None  # the words alone count
+        boxes = [text.get_window_extent() for text in panel.texts]
+        for left, right in zip(boxes, boxes[1:], strict=False):
+            assert left.x1 <= right.x0 + 1  # a pixel
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=12), st.floats(0.1, 20))
+def test_places_are_moved_apart_by_the_gap_and_keep_their_order_and_mean(places, gap):
+    places = sorted(places)
+    moved = figures.apart(places, gap)
+    assert len(moved) == len(places)
+    assert all(b - a >= gap - 1e-6 for a, b in zip(moved, moved[1:], strict=False))
+    assert np.mean(moved) == pytest.approx(np.mean(places), abs=1e-6)  # of sums over floats
+    again = figures.apart(moved, gap)
+    assert again == pytest.approx(moved, abs=1e-6)  # what is apart is left where it is
 
 
 def log_of(epochs: int, **more: float) -> list[dict]:
@@ -138,42 +201,67 @@ def log_of(epochs: int, **more: float) -> list[dict]:
     return rows
 
 
+def labels_of(panel) -> list[str]:
+    """What the legend of a panel names."""
+    return [text.get_text() for text in panel.get_legend().get_texts()]
+
+
 def test_curves_show_the_log():
-    results = {"best": {"epoch": 2}, "over_eps": {"0": 60.0, "8": 30.0}}
+    results = {"best": {"epoch": 2, "n": 50}, "over_eps": {"0": 60.0, "8": 30.0}}
     log = log_of(3, val_clean=50.0, val_pgd=20.0)
+    log[1].update(eps=12 / 255, steps=2.5)
     figure = filled(figures.figure_curves, log=log, results=results)
     accuracy, loss, attack, over_eps = figure.axes
     clean, pgd, best = accuracy.lines
     assert points(clean) == [(1, 50), (2, 50), (3, 50)]
     assert points(pgd) == [(1, 20), (2, 20), (3, 20)]
     assert points(best)[0][0] == 2
-    labelled = {line.get_label(): line for line in (*loss.lines, *attack.lines)}
-    assert list(labelled) == ["loss", "feat", "eps", "steps"]
-    assert points(labelled["loss"])[1] == (2, 1)
-    assert points(labelled["feat"])[1] == (2, -2)
-    assert points(labelled["eps"])[0] == (1, 8)
-    assert points(labelled["steps"])[0] == (1, 3)
+    assert labels_of(accuracy) == ["clean", "PGD-20", "best: epoch 2"]
+    assert labels_of(loss) == ["loss, all terms", "feature information"]
+    assert labels_of(attack) == ["mean radius (1/255)", "mean attack steps"]
+    total, feat = loss.lines
+    assert points(total)[1] == (2, 1) and points(feat)[1] == (2, -2)
+    radius, steps = attack.lines
+    assert points(radius) == [(1, 8), (2, 12), (3, 8)]
+    assert points(steps) == [(1, 3), (2, 2.5), (3, 3)]
     assert points(over_eps.lines[0]) == [(0, 60), (8, 30)]
+    assert labels_of(over_eps) == ["n = 50", "95% interval"]
+    corners = over_eps.collections[0].get_paths()[0].vertices
+    low, high = evaluation.interval(0.3, 50)
+    ends = corners[corners[:, 0] == 8][:, 1]
+    assert ends.min() == pytest.approx(low) and ends.max() == pytest.approx(high)
 
 
-def test_curves_of_a_run_without_validation_leave_a_panel_empty():
-    results = {"best": {"epoch": 2}}
+def test_curves_have_no_panel_of_what_was_not_measured_or_never_changed():
+    results = {"best": {"epoch": 2, "n": 50}}
     figure = filled(figures.figure_curves, log=log_of(2), results=results)
-    accuracy = figure.axes[0]
-    assert len(accuracy.lines) == 1  # where the best epoch is
-    assert accuracy.get_legend() is None
+    assert [panel.get_ylabel() for panel in figure.axes] == ["nats"]
+    assert all(panel.lines for panel in figure.axes)
+    figure = filled(figures.figure_curves, log=log_of(2, val_clean=3.0), results=results)
+    assert [panel.get_ylabel() for panel in figure.axes] == ["validation accuracy (%)", "nats"]
+
+
+def test_a_log_of_one_epoch_is_shown_as_points():
+    figure = filled(figures.figure_curves, log=log_of(1), results={"best": {"epoch": 1, "n": 9}})
+    assert [line.get_marker() for line in figure.axes[0].lines] == ["o", "o"]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_sheet_has_a_picture_in_each_place(rows):
     columns = {"clean": rand(rows, 8, 8, 3), "student\nclean": rand(rows, 4, 4)}
     labels = [f"cat {i}" for i in range(rows)]
-    figure = filled(figures.figure_sheet, labels=labels, columns=columns)
+    said = {"student\nclean": [(f"dog {i}", i == 0) for i in range(rows)]}
+    more = {"predictions": said, "caption": "what is shown, " * 20}
+    figure = filled(figures.figure_sheet, labels=labels, columns=columns, **more)
+    assert figure.get_supxlabel().split() == more["caption"].split()
+    filled(figures.figure_sheet, labels=labels, columns=columns)  # as earlier runs kept it
     assert len(figure.axes) == 2 * rows
     for i in range(rows):
         left = figure.axes[2 * i]
         right = figure.axes[2 * i + 1]
         assert left.get_ylabel() == labels[i]
+        assert right.get_xlabel() == f"dog {i}" and left.get_xlabel() == ""
+        assert right.xaxis.label.get_color() == (figures.WRONG if i else figures.RIGHT)
         near(left.images[0].get_array(), columns["clean"][i])
         near(right.images[0].get_array(), columns["student\nclean"][i])
 
@@ -203,8 +291,8 @@ def test_a_sheet_goes_from_the_weakest_to_the_strongest(with_teacher):
     lead = I.margin(I.predict(judge, x).softmax(1), y)
     chosen = lead.argsort()[[0, 3, 6, 9]]
     assert torch.equal(made["columns"]["clean"], x[chosen].movedim(1, 3))
-    assert made["labels"] == [f"class{i}\nlead {lead[i]:+.2f}" for i in chosen.tolist()]
-    assert ("teacher\nclean" in made["columns"]) == with_teacher
+    assert made["labels"] == [f"class{i}\nmargin {lead[i]:+.2f}" for i in chosen.tolist()]
+    assert ("teacher attention\nclean" in made["columns"]) == with_teacher
     assert {len(column) for column in made["columns"].values()} == {4}
 
 
@@ -230,6 +318,29 @@ def test_a_sheet_is_attacked_in_20_steps_of_a_quarter_of_the_radius():
     y = torch.tensor([int(label[5]) for label in made["labels"]])  # class3
     x_adv = I.pgd_ce(student, x, y, eps=8 / 255, alpha=2 / 255, steps=20, init="none")
     near(made["columns"]["attacked"], x_adv.movedim(1, 3), 1e-6)
+
+
+def test_below_maps_stands_what_their_net_says_of_the_image():
+    student = I.build_model("tiny").eval()
+    teacher = I.build_model("tiny_wide").eval()
+    made = figures.sheet(run_of(student, teacher), images(6), torch.arange(6))
+    said = made["predictions"]
+    assert len(said) == 4
+    for name, net in (("student", student), ("teacher", teacher)):
+        for kind in ("clean", "attacked"):
+            x = made["columns"][kind].movedim(3, 1)
+            p, named = I.predict(net, x).softmax(1).max(1)
+            for i, (text, right) in enumerate(said[f"{name} attention\n{kind}"]):
+                assert text == f"class{named[i]} {p[i]:.2f}"
+                assert right == made["labels"][i].startswith(f"class{named[i]}\n")
+    assert "margin of the teacher" in made["caption"] and "8/255" in made["caption"]
+
+
+def test_what_a_net_without_maps_says_stands_below_the_images():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).eval()
+    made = figures.sheet(run_of(net), images(6), torch.arange(6))
+    assert list(made["predictions"]) == ["clean", "attacked"]
+    assert "margin of the student" in made["caption"]
 
 
 def test_a_sheet_shows_regenerated_images_if_there_are_any():
@@ -261,7 +372,7 @@ def test_attention_is_shown_at_the_last_resolution_but_one():
     x = images(2)
     x_adv = images(2, seed=1)
     shown = figures.attention_pictures(net, "net", x, x_adv)
-    assert list(shown) == ["net\nclean", "net\nattacked"]
+    assert list(shown) == ["net attention\nclean", "net attention\nattacked"]
     for picture, seen in zip(shown.values(), (x, x_adv), strict=True):
         expected = attention_by_hand(stages_by_hand(net, seen)[1])
         assert picture.shape == (2, 8, 8)
