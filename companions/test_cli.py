@@ -48,8 +48,8 @@ def test_help_lists_the_verbs_with_examples_that_are_understood(capsys):
         program, file, named, *words = shlex.split(example)
         assert (program, file, named) == ("python", "infoard.py", verb)
         given = cli.parse(verb, words)
-        for name in getattr(cli.get_verb(verb), "options", {}):
-            given.pop(name, None)  # what the verb alone has
+        if hasattr(cli.get_verb(verb), "options"):
+            given.pop("own", None)  # what the verb alone has
         check_settings(given)
 
 
