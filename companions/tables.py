@@ -44,6 +44,8 @@ LINF = (
 OUTSIDE = (
     "pgd_l2",
     "pgd_l2_t",
+    "apgd_l2",
+    "aa_l2",
     "spatial",
     "corrupt",
     "noise",
