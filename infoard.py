@@ -246,7 +246,7 @@ class Config:
     tau: float = opt(0.2, "temperature of the scores", low=1e-6)
     eps: float = opt(8 / 255, "L-infinity radius, x in [0,1]; write 8/255 or 0.0314", low=0, high=1)
     steps: int = opt(None, "attack steps in training", low=1)
-    step_size: float = opt(None, "attack step; 2/255, or 2.5 eps/steps to reach eps", low=0, high=1)
+    step_size: float = opt(None, "step; default: 2/255; to reach eps, 2.5 eps/steps", low=0, high=1)
     epochs: int = opt(None, "passes over the training images", low=1)
     batch_size: int = opt(128, "images per step, of all ranks together", low=2)
     lr: float = opt(0.1, "peak learning rate of SGD with momentum 0.9", low=0)

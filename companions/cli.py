@@ -91,7 +91,7 @@ def run_eval(path: str, **given) -> None:
     result = I.evaluated(cfg, net, data, device, seed=cfg.seed, source=source)
     I.report(Path(path).name, result)
     intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
-    print("95% intervals (Wilson, over images):", ", ".join(intervals))
+    print("95% intervals:", ", ".join(intervals), "(Wilson, over images)")
     if cfg.out:
         keep_evaluation(Path(cfg.out, "eval.json"), result, path, made)
 
