@@ -110,4 +110,4 @@ def of_attacks(about: dict) -> list[str]:
 
 def told(about: dict) -> str:
     """The end of the line of a result: images, radii, steps and step sizes."""
-    return "  |  ".join([of_how_many(about), *of_attacks(about)])
+    return "  |  ".join([of_how_many(about), *(of_attacks(about) or ["not attacked"])])
