@@ -291,7 +291,9 @@ class Config:
         if self.teacher:
             del fill["teacher_arch"]  # the file says what it holds
         steps, eps = self.steps or fill["steps"], self.eps
-        fill["step_size"] = 2 / 255 if steps * 2 / 255 >= eps else eps * min(1, 2.5 / steps)
+        fill = {
+            "step_size": 2 / 255 if steps * 2 / 255 >= eps else eps * min(1, 2.5 / steps)
+        } | fill
         missing = {name: value for name, value in fill.items() if getattr(self, name) is None}
         unknown = ", ".join(self.own.keys() - framework.options.keys())
         require(not unknown, f"the framework {self.framework} has no option {unknown}")
