@@ -290,10 +290,9 @@ class Config:
         fill = {"lam_hi": 1.5, "teacher_framework": "trades", **by_data, **framework.defaults}
         if self.teacher:
             del fill["teacher_arch"]  # the file says what it holds
-        steps, eps = self.steps or fill["steps"], self.eps
-        fill = {
-            "step_size": 2 / 255 if steps * 2 / 255 >= eps else eps * min(1, 2.5 / steps)
-        } | fill
+        steps = self.steps or fill["steps"]
+        step = 2 / 255 if steps * 2 / 255 >= self.eps else self.eps * min(1, 2.5 / steps)
+        fill = {"step_size": step} | fill
         missing = {name: value for name, value in fill.items() if getattr(self, name) is None}
         unknown = ", ".join(self.own.keys() - framework.options.keys())
         require(not unknown, f"the framework {self.framework} has no option {unknown}")
@@ -1533,11 +1532,10 @@ def still_right(
 def evaluate(
     model: nn.Module, x: Tensor, y: Tensor, *, attacks: str = DEFAULT_ATTACKS, **options
 ) -> dict:
-    """Accuracies in per cent under attacks by name, with the options of still_right.
+    """Accuracies in per cent under attacks of ATTACKS by name, with the options of still_right.
 
     pgd: PGD-20 with steps of 2/255 (sat), 0.003 (trades); cw: CW_inf, 30 steps; apgd: AutoAttack's
     APGD-CE and APGD-T; aa: all of it; worst: all L-infinity ones that were run, worst_class of it.
-    More are in ATTACKS. companions/evaluation.py adds intervals, the protocol and warnings.
     """
     given = {"model": model, "x": x, "y": y, "attacks": chosen_attacks(attacks), **options}
     given |= optional("usable:made_usable")(**given)
