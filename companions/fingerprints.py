@@ -171,7 +171,7 @@ def run_all(infoard: Path, folder: Path, old: Path, only: tuple[str, ...]) -> No
 
 
 # ==== 3. Fingerprints =============================================================================
-APART = ("seconds", "images_per_s", "checkpoint", "settings", "about", "notes")  # no numbers
+APART = ("seconds", "images_per_s", "checkpoint", "settings", "about", "notes", "checkpoint_sha256")
 
 
 def leaves(value, path: str) -> dict:
