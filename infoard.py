@@ -255,7 +255,7 @@ class Config:
     tau: float = opt(0.2, "temperature of the scores", low=1e-6)
     eps: float = opt(8 / 255, "L-infinity radius, x in [0,1]; write 8/255 or 0.0314", low=0, high=1)
     steps: int = opt(None, "attack steps in training", low=1)
-    step_size: float = opt(2 / 255, "attack step; write 2/255 or 0.0078", low=0, high=1)
+    step_size: float = opt(None, "step; default: 2/255; to reach eps, 2.5 eps/steps", low=0, high=1)
     epochs: int = opt(None, "passes over the training images", low=1)
     batch_size: int = opt(128, "images per step, of all ranks together", low=2)
     lr: float = opt(0.1, "peak learning rate of SGD with momentum 0.9", low=0)
@@ -299,6 +299,9 @@ class Config:
         fill = {"lam_hi": 1.5, "teacher_framework": "trades", **by_data, **framework.defaults}
         if self.teacher:
             del fill["teacher_arch"]  # the file says what it holds
+        steps = self.steps or fill["steps"]
+        step = 2 / 255 if steps * 2 / 255 >= self.eps else self.eps * min(1, 2.5 / steps)
+        fill = {"step_size": step} | fill
         missing = {name: value for name, value in fill.items() if getattr(self, name) is None}
         unknown = ", ".join(self.own.keys() - framework.options.keys())
         require(not unknown, f"the framework {self.framework} has no option {unknown}")
@@ -338,7 +341,7 @@ def kl(p_logits: Tensor, q_logits: Tensor, tau: float = 1.0) -> Tensor:
     """KL(p||q) = sum_k p_k log(p_k/q_k) in nats, p, q = softmax(logits/tau): [B,K] twice -> [B]."""
     log_p = F.log_softmax(as_float32(p_logits) / tau, dim=1)
     log_q = F.log_softmax(as_float32(q_logits) / tau, dim=1)
-    return (log_p.exp() * (log_p - log_q)).sum(1)
+    return (log_p.exp() * (log_p - log_q).where(log_p.exp() > 0, 0)).sum(1)  # 0 log 0 = 0
 
 
 def margin(z: Tensor, y: Tensor) -> Tensor:
@@ -536,7 +539,7 @@ def cw(model: nn.Module, x: Tensor, y: Tensor, eps=8 / 255, generator=None) -> T
 
 
 ATTACKS = {"fgsm": fgsm, "pgd_sat": pgd_sat, "pgd_trades": pgd_trades, "cw": cw}
-ATTACKS.update({name: f"companions.autoattack:{name}" for name in ("apgd", "aa")})
+ATTACKS.update({name: f"companions.autoattack:{name}" for name in "apgd aa apgd_l2 aa_l2".split()})
 FURTHER_ATTACKS = (
     "bim mifgsm mifgsm_t pgd_t pgd_l2 pgd_l2_t pgd5_cw spatial "
     "corrupt noise shot impulse blur bright contrast pixelate jpeg"
@@ -1469,13 +1472,14 @@ def correct(net, x: Tensor, y: Tensor, attack=None, size=0, text="", source=None
         try:
             x_b, y_b = to_float(x, device), y.to(device)
             if attack:
-                x_b = attack(source or net, x_b, y_b)
-            return predict(net, x_b).argmax(1) == y_b
+                x_adv = attack(source or net, x_b, y_b)
+                x_b = torch.where(x_adv.isnan(), x_b, x_adv)  # NaN is no value of a pixel
+            z = predict(net, x_b)
+            return (z.argmax(1) == y_b) & ~z.isnan().any(1)  # nor is it a class
         except torch.OutOfMemoryError:
             if len(x) == 1:
                 raise
-        halves = zip(x.chunk(2), y.chunk(2), strict=True)
-        return torch.cat([judge(*half) for half in halves])
+        return torch.cat([judge(*half) for half in zip(x.chunk(2), y.chunk(2), strict=True)])
 
     with frozen_eval(net, source):
         for i in progress_bar(range(rank * size, len(x), ranks * size), text):
@@ -1501,7 +1505,7 @@ def percent(hits: Tensor) -> float:
 
 
 METRICS = ["clean", "fgsm", "pgd_sat", "pgd_trades", "cw", "apgd", "aa", "worst", "worst_class"]
-PARTS = ["apgd-ce", "fab-t"]  # of AutoAttack, on the way to apgd and aa: no columns
+PARTS = ["apgd-ce", "fab-t", "apgd-ce_l2", "fab-t_l2"]  # of AutoAttack, on the way: no columns
 
 
 def chosen_attacks(attacks: str) -> dict[str, Callable]:
@@ -1537,58 +1541,60 @@ def still_right(
     batch_size: int = 0,
     seed: int = 0,
     source: nn.Module | None = None,
+    kept: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Who is right on x and on x', {name: bool [N]}: clean, each attack, the worst of L-infinity.
 
     x [N,C,H,W] uint8 or in [0,1]; eps, eps_l2: the radius, by the norm of an attack. source: the
-    net attacked in the model's place (AutoAttack: where right).
+    net attacked in the model's place (AutoAttack: where right). kept: what is known, and goes on.
     """
-    require(len(x), "evaluation needs at least one image")
-    in_box = x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1
-    require(in_box, "evaluation needs images in [0, 1]: normalise inside the model")
+    in_box = len(x) and (x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1)
+    require(in_box, "evaluation needs images, in [0, 1]: normalise inside the model")
     device = next(model.parameters()).device
-    clean = correct(model, x, y, None, batch_size)
-    right = {"clean": clean, "worst": clean.clone()}
+    right = {} if kept is None else kept
+    right["clean"] = correct(model, x, y, None, batch_size)
     for name, attack in attacks.items():
-        norm = getattr(attack, "norm", "linf")
-        same = repeatable(attack, device, seed, eps=eps_l2 if norm == "l2" else eps)
-        before = ["clean", *getattr(attack, "first", ())]
-        alive = right[before[-1]]
-        right[name] = alive.clone()  # who is lost stays lost
-        right[name][alive] = correct(model, x[alive], y[alive], same, batch_size, name, source)
-        if norm == "linf":
-            right["worst"] &= right[name]
+        if name not in right:
+            l2 = getattr(attack, "norm", "linf") == "l2"
+            same = repeatable(attack, device, seed, eps=eps_l2 if l2 else eps)
+            alive = right[["clean", *getattr(attack, "first", ())][-1]]
+            hits = alive.clone()  # who is lost stays lost
+            hits[alive] = correct(model, x[alive], y[alive], same, batch_size, name, source)
+            right[name] = hits
+    in_ball = [right[n] for n, a in attacks.items() if getattr(a, "norm", "linf") == "linf"]
+    if in_ball:
+        right["worst"] = torch.stack([right["clean"], *in_ball]).all(0)
     return right
 
 
 def evaluate(
     model: nn.Module, x: Tensor, y: Tensor, *, attacks: str = DEFAULT_ATTACKS, **options
 ) -> dict:
-    """Accuracies in per cent under attacks by name, with the options of still_right.
+    """Accuracies in per cent under attacks of ATTACKS by name, with the options of still_right.
 
     pgd: PGD-20 with steps of 2/255 (sat), 0.003 (trades); cw: CW_inf, 30 steps; apgd: AutoAttack's
-    APGD-CE and APGD-T; aa: all of it; more in ATTACKS; worst: all L-infinity ones that were run;
-    worst_class: of it. companions/evaluation.py adds ci95 and warnings of masked gradients.
+    APGD-CE and APGD-T; aa: all of it; worst: all L-infinity ones that were run, worst_class of it.
     """
-    right = still_right(model, x, y, chosen_attacks(attacks), **options)
-    return summary(right, y.cpu()) | optional("evaluation:look_closer")(
-        model, x, y, right, **options
-    )
+    given = {"model": model, "x": x, "y": y, "attacks": chosen_attacks(attacks), **options}
+    given |= optional("usable:made_usable")(**given)
+    right = still_right(**given)
+    return summary(right, given["y"].cpu()) | optional("evaluation:look_closer")(right, **given)
 
 
 def summary(right: dict[str, Tensor], y: Tensor) -> dict:
     """Accuracies in per cent, from who is still right after what; None: not run."""
     others = [name for name in right if name not in METRICS and name not in PARTS]
     result = {name: percent(right[name]) if name in right else None for name in METRICS + others}
-    per_class = [percent(right["worst"][y == k]) for k in y.unique()]
-    result.update(worst_class=min(per_class), per_class=per_class, n=len(y))
-    result["warnings"] = ["not looked for, as companions/ is missing"]
-    return result
+    per_class = [percent(right.get("worst", right["clean"])[y == k]) for k in y.unique()]
+    result.update(per_class=per_class, n=len(y))
+    result["worst_class"] = min(per_class) if "worst" in right else None
+    return result | {"warnings": ["not looked for, as companions/ is missing"]}
 
 
 def report(name: str, result: dict) -> None:
-    """Prints a result of evaluate, in per cent, and its warnings."""
-    print(f"{name}:", *(f"{k} {v:.2f}" for k, v in result.items() if type(v) is float), sep="  ")
+    """Prints a result of evaluate, in per cent, how it was measured, and its warnings."""
+    shown = (f"{k} {v:.2f}" for k, v in result.items() if type(v) is float)
+    print(f"{name}:", *shown, optional("evaluation:told")(result) or f"n {result['n']}", sep="  ")
     for warning in result["warnings"]:
         print(f"warning, gradients may be masked: {warning}")
 
@@ -1716,7 +1722,8 @@ class Run:
         same = {name: getattr(self.cfg, name) for name in names}
         same.update(lam=(self.cfg.lam_lo, self.cfg.lam_hi), dim=self.cfg.critic_dim)
         shape = (3, self.size, self.size)
-        return InfoARD(self.student, self.nets["teacher"], image_shape=shape, **same)
+        teacher = self.nets["teacher"] or self.student  # none: nobody asks it
+        return InfoARD(self.student, teacher, image_shape=shape, **same)
 
     def label(self) -> dict:
         """What every checkpoint says of itself."""
@@ -1921,7 +1928,8 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
     usual = replace(cfg, teacher=None).resolved().teacher_arch
     arch, plain = cfg.teacher_arch, (cfg.teacher_arch or usual).removesuffix("_ae")
     paths = {}
-    if cfg.infoard or cfg.plus or "teacher" in needs:
+    asked = cfg.infoard and optional("options:asks_teacher")(cfg) is not False
+    if asked or cfg.plus or "teacher" in needs:
         path = cfg.teacher or trained(cfg, cfg.teacher_framework, arch or usual)
         paths["teacher"] = path, arch
     if cfg.transfer or "teacher_nat" in needs:
@@ -1974,7 +1982,8 @@ def evaluated(cfg: Config, net: nn.Module, data: Data, device: torch.device, **o
     """evaluate() of a net on the test images that the settings ask for."""
     x, y = test_images(data, cfg.eval_subset, device)
     options.update(eps=cfg.eps, eps_l2=cfg.eps_l2, attacks=cfg.attacks, batch_size=cfg.eval_batch)
-    return evaluate(net, x, y, **options)
+    looked_at = optional("evaluation:looked_at")(cfg, data, net, x, y, **options)
+    return looked_at or evaluate(net, x, y, **options)
 
 
 def finish(run: Run, out: Path) -> dict:

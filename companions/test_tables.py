@@ -90,7 +90,8 @@ def test_columns_in_the_ball_are_the_attacks_of_its_norm(name):
 def test_columns_are_in_the_order_of_the_kept_tables():
     ball = "fgsm pgd_sat pgd_trades cw bim mifgsm mifgsm_t pgd_t pgd5_cw apgd aa"
     outside = (
-        "pgd_l2 pgd_l2_t spatial corrupt noise shot impulse blur bright contrast pixelate jpeg"
+        "pgd_l2 pgd_l2_t apgd_l2 aa_l2 "
+        "spatial corrupt noise shot impulse blur bright contrast pixelate jpeg"
     )
     order = f"clean {ball} worst worst_class {outside} psnr psnr_adv ssim ssim_adv"
     assert list(tables.COLUMNS) == order.split()
@@ -346,7 +347,8 @@ def test_gains_are_paired_by_seed(tmp_path, capsys):
     tables.run_compare(str(tmp_path))
     text = (tmp_path / "compare.md").read_text()
     assert text.strip() in capsys.readouterr().out
-    last, best, _, on_uniform = text.split("\n\n")
+    last, best, _, on_uniform, about = text.split("\n\n")
+    assert "half a 95% interval" in about
     rows = rows_of(best)
     assert list(rows) == ["gain of best on plain (points)", "T2/asa", "T2/one", "T2/uniform"]
     assert rows["gain of best on plain (points)"] == ["clean", "worst", "n", "seeds"]
@@ -368,6 +370,33 @@ def test_the_figure_shows_what_the_last_epoch_gains(tmp_path, monkeypatch):
     rows = drawn["gains"].keywords["rows"]
     assert list(rows) == ["asa"]
     assert rows["asa"]["worst"][0] == 3.0  # best gains 2
+
+
+def test_an_evaluation_alone_is_a_row(tmp_path):
+    write_results(tmp_path, {"ours/s0": 20.0})
+    attack = {"norm": "linf", "eps": 4 / 255, "steps": 30, "step_size": 1 / 255}
+    about = {"n": 50, "of": 2000, "eps": 4 / 255, "attacks": {"cw": attack}}
+    found = {"clean": 80.0, "cw": 33.0, "worst": 33.0, "n": 50, "warnings": [], "about": about}
+    I.save(tmp_path / "stranger/eval.json", found | {"checkpoint": "s.pt"})
+    tables.run_tables(str(tmp_path))
+    best, _, later, about = (tmp_path / "tables.md").read_text().split("\n\n")
+    assert list(rows_of(best)) == ["best (%)", "ours"]
+    assert rows_of(later)["stranger"] == ["80.00", "33.00", "33.00", "50"]
+    assert "n = 50 of 2000 test images; linf eps 4/255: cw 30 x 1/255" in about
+    latex = (tmp_path / "tables.tex").read_text()
+    assert r"$n$ = 50 of 2000 test images; $L_\infty$ $\epsilon$ 4/255" in latex
+    assert r"CW$_\infty$ 30 $\times$ 1/255" in latex and "eval (evaluated afterwards)" in latex
+
+
+def test_papers_names_and_the_best_in_bold():
+    lines = [["best (%)", "pgd_sat", "cw", "aa", "n"]]
+    lines += [["a_1", "50.00 ± 1.00", "9.00", "-", "10"], ["b", "50.00 ± 2.00", "10.00", "7", "10"]]
+    text = tables.latex_table(lines, "best: n = 10; ± is a deviation, 20 steps of eps/4")
+    assert r"best (\%) & PGD-20 & CW$_\infty$ & AutoAttack & $n$ \\" in text
+    assert r"a\_1 & \textbf{50.00 $\pm$ 1.00} & 9.00 & - & 10 \\" in text
+    assert r"b & \textbf{50.00 $\pm$ 2.00} & \textbf{10.00} & 7 & 10 \\" in text
+    assert r"\caption{best: $n$ = 10; $\pm$ is a deviation, 20 steps of $\epsilon$/4}" in text
+    assert set(tables.PROPER) >= set(tables.COLUMNS)
 
 
 def test_best_is_not_compared_where_it_is_the_last(tmp_path):

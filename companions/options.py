@@ -1,0 +1,147 @@
+"""What the options of a training ask for and do not get: attacks too short, options nobody reads.
+
+infoard.py asks for asks_teacher by name; runs.check_possible prints what remarks() finds.
+
+An attack of K steps of size alpha moves a pixel by K alpha at most; if that is less than eps, it
+never sees the ball that it is named after. Where --step-size is not given it is 2/255, as in
+[RSLAD] and its followers, unless that cannot reach eps: then 2.5 eps/K [Madry], and eps at most.
+"""
+
+import math
+from dataclasses import fields
+
+import infoard as I
+
+# Weights of frameworks: which of them one reads stands in its defaults.
+WEIGHTS = ("alpha", "beta", "temperature")
+# What only InfoARD reads, and of that what only its terms, features or strengths do.
+OF_INFOARD = "asa lam_lo lam_hi steps_lo mim w_feat w_att w_rel tau taps critic_dim".split()
+OF_TERMS = "tau taps critic_dim".split()
+OF_STRENGTH = "lam_lo lam_hi steps_lo".split()
+OF_TEACHER = "teacher teacher_arch teacher_norm teacher_framework teacher_epochs".split()
+OF_ATTACK = "steps step_size".split()
+
+
+def terms(cfg: I.Config) -> list[str]:
+    """Which of InfoARD's terms count: feat, att, rel."""
+    weights = {"feat": cfg.w_feat, "att": cfg.w_att, "rel": cfg.w_rel}
+    if cfg.mim == "off":
+        weights = {"rel": cfg.w_rel}
+    return [name for name, weight in weights.items() if weight]
+
+
+def asks_teacher(cfg: I.Config) -> bool:
+    """Whether InfoARD, if it is on, looks at the teacher: for strengths or for its terms."""
+    return bool(terms(cfg)) or cfg.asa in ("teacher", "gap", *I.DISTANCES)
+
+
+def as_pixels(value: float) -> str:
+    """A radius or a step in [0,1] as 8/255, 0.77/255."""
+    return f"{255 * value:.3g}/255"
+
+
+# ==== 1. Attacks that cannot reach eps ============================================================
+
+
+def about_reach(cfg: I.Config) -> list[str]:
+    """A line if the step was chosen to reach eps, or if the steps that were given cannot."""
+    reach = cfg.steps * cfg.step_size
+    goes = f"{cfg.steps} steps of {as_pixels(cfg.step_size)}"
+    if reach < cfg.eps * (1 - 1e-6):  # a rounding below it is not below it
+        told = f"warning: {goes} move a pixel by {as_pixels(reach)} at most, not by --eps"
+        return [f"{told} {as_pixels(cfg.eps)}: raise --step-size or --steps"]
+    usual = 2 / 255
+    chosen = cfg.eps * min(1, 2.5 / cfg.steps)
+    if cfg.steps * usual < cfg.eps and math.isclose(cfg.step_size, chosen):
+        told = f"--step-size {as_pixels(chosen)}, 2.5 eps/steps and eps at most"
+        return [f"{told}: {cfg.steps} steps of 2/255 do not reach eps {as_pixels(cfg.eps)}"]
+    return []
+
+
+# ==== 2. Options that are not used ================================================================
+
+
+def unread(cfg: I.Config) -> dict[str, list[str]]:
+    """{why: names of settings} that this run does not read, whether they were given or not."""
+    framework = I.get_framework(cfg.framework)
+    own = ":" in cfg.framework or framework.settle is not None  # it may read what it likes
+    found = {}
+    if ":" not in cfg.framework:
+        weights = [name for name in WEIGHTS if name not in framework.defaults]
+        if cfg.framework == "natural":
+            weights += OF_ATTACK
+        found[f"the framework {cfg.framework}"] = weights
+    if not cfg.infoard:
+        why = "a run without InfoARD"
+        if not framework.infoard:
+            why = f"{cfg.framework}, to which InfoARD cannot be added,"
+        found[why] = [name for name in OF_INFOARD if name != "critic_dim" or not own]
+    else:
+        if cfg.asa == "off":
+            found["--asa off"] = OF_STRENGTH
+        if not terms(cfg):
+            found["InfoARD without terms"] = OF_TERMS
+        if cfg.mim == "off":
+            found["--mim off"] = ["w_att"]
+        if not cfg.w_feat:
+            found["InfoARD with --w-feat 0"] = ["critic_dim"]
+        if cfg.mim == "vid":
+            found["--mim vid"] = ["critic_dim"]
+    needs = framework.needs
+    informed = cfg.plus or cfg.infoard and asks_teacher(cfg)
+    if not own and not informed and "teacher" not in needs:
+        found["a run that asks no teacher"] = OF_TEACHER
+    if not own and "teacher_nat" not in needs and not cfg.transfer:
+        found["a run without --transfer that asks no natural net"] = ["teacher_nat"]
+    if cfg.teacher and not own:
+        found["a run with --teacher"] = ["teacher_framework"]
+    return found | unread_in_evaluation(cfg)
+
+
+def unread_in_evaluation(cfg: I.Config) -> dict[str, list[str]]:
+    """The same of the settings that an evaluation has, too."""
+    found = {}
+    if cfg.dataset == "shapes":
+        found["the built-in data"] = ["data_dir", "image_size"]
+    norms = [getattr(attack, "norm", "linf") for attack in I.chosen_attacks(cfg.attacks).values()]
+    if "l2" not in norms:
+        found[f"--attacks {cfg.attacks}"] = ["eps_l2"]
+    return found
+
+
+def usual(name: str, cfg: I.Config):
+    """The value of a setting that nobody has named, in a run with these settings."""
+    default = next(f.default for f in fields(I.Config) if f.name == name)
+    filled = {"lam_hi": 1.5, "teacher_framework": "trades", "teacher_epochs": cfg.epochs}
+    by_data = I.SHAPES_DEFAULTS if cfg.dataset == "shapes" else I.IMAGES_DEFAULTS
+    filled.update(by_data)
+    filled.update(I.get_framework(cfg.framework).defaults)
+    if name == "step_size":
+        return I.Config(eps=cfg.eps, steps=cfg.steps, dataset=cfg.dataset).resolved().step_size
+    if name == "teacher_arch" and cfg.teacher:
+        return None
+    return filled.get(name, default) if default is None else default
+
+
+def about_unused(cfg: I.Config, found: dict[str, list[str]]) -> list[str]:
+    """A line for each setting that was given, to another value than the usual one, for nothing."""
+    lines = {}
+    for why, names in found.items():
+        for name in names:
+            value = getattr(cfg, name)
+            if value != usual(name, cfg) and name not in lines:
+                lines[name] = f"warning: {I.flag_of(name)} {value} is not used by {why}"
+    return list(lines.values())
+
+
+def about_nothing(cfg: I.Config) -> list[str]:
+    """A line if InfoARD is on and changes nothing."""
+    if not cfg.infoard or terms(cfg) or cfg.asa != "off":
+        return []
+    return [f"InfoARD has no strengths and no terms: this is plain {cfg.framework}"]
+
+
+def remarks(cfg: I.Config) -> list[str]:
+    """All lines, of resolved settings; an undefended net is not attacked."""
+    lines = [] if cfg.framework in ("natural", "autoencoder") else about_reach(cfg)
+    return lines + about_unused(cfg, unread(cfg)) + about_nothing(cfg)
