@@ -1338,6 +1338,7 @@ class Data:
     y_test: Tensor
     classes: list[str]
     flip: bool = True  # whether a mirror image keeps its label
+    about: dict = field(default_factory=dict)  # counts and fingerprint, for checkpoints
 
 
 def render_shapes(train: int = 10_000, test: int = 2_000, size: int = 32, seed: int = 0) -> Data:
