@@ -47,6 +47,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+if __name__ == "__main__" or Path(sys.argv[0]).stem == "infoard":  # the program, no import
+    if "OMP_WAIT_POLICY" not in os.environ:  # idle threads soon give way to other work
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -217,7 +221,8 @@ class Config:
     download: bool = opt(True, "fetch a missing data set")
     subset: int = opt(0, "training images, class-balanced, the same for every seed; 0: all", low=0)
     val_size: int = opt(1000, "training images kept to choose `best`, at most a tenth", low=0)
-    image_size: int = opt(0, "pixels to resize to; 0: as they are, or as the first one", low=0)
+    image_size: int = opt(0, "pixels to resize to; 0: as they are, or as most are", low=0)
+    flip: bool = opt(True, "mirror images in training; --no-flip for letters, signs, left or right")
     student: str = opt(None, "one of MODELS, wrn_<depth>_<width>, of timm, or module:factory")
     benchmark: str = opt(None, "what a folder is in RobustBench", "cifar10 cifar100 imagenet")
     teacher: str = opt(None, "file, https://..., robustbench:ID, module:factory; else trained once")
@@ -253,7 +258,7 @@ class Config:
     weight_decay: float = opt(5e-4, "weight decay", low=0)
     schedule: str = opt("cosine", "or a list of epochs after which lr falls to a tenth: 100,150")
     ema: float = opt(0.0, "decay of a weight average to evaluate instead; 0: none", low=0, high=1)
-    seed: int = opt(0, "seed of initialisation, order, augmentation and attack starts", low=0)
+    seed: int = opt(0, "of initialisation, order, augmentation, attacks", low=0, high=1 << 62)
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps")
     amp: str = opt("auto", "half precision; auto: bf16 if in hardware", "auto bf16 fp16 off")
     compile: bool = opt(False, "torch.compile the student")
@@ -1382,13 +1387,19 @@ def load_dataset(name: str, data_dir="data", *, download=True, image_size=0, cac
     load = resolve(DATASETS, name, "data set")
     if world()[1] > 1:
         load = resolve({}, "companions.ranks:rank_0_first", "order")(load)
-    return load(data_dir, download=download, image_size=image_size, cache=cache)
+    data = load(data_dir, download=download, image_size=image_size, cache=cache)
+    data.about = optional("runs:facts")(name, data)
+    return data
 
 
-def class_balanced(y: Tensor, n: int) -> Tensor:
-    """Sorted indices of n images, spread evenly over the classes; always the same ones."""
+def class_balanced(y: Tensor, n: int, part: int = 1) -> Tensor:
+    """Sorted indices of n images, spread evenly over the classes; always the same ones.
+
+    Of each class at most one in part, so that there may be fewer.
+    """
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     classes = [order[y[order] == k] for k in y.unique()]
+    classes = [rows[: len(rows) // part] for rows in classes]
     rounds = nn.utils.rnn.pad_sequence(classes, padding_value=-1)  # [most, K]: one of each class
     return rounds[rounds >= 0][:n].sort().values
 
@@ -1500,11 +1511,13 @@ def still_right(
     batch_size: int = 0,
     seed: int = 0,
     source: nn.Module | None = None,
+    judge: Callable = correct,
 ) -> dict[str, Tensor]:
     """Who is right on x and on x', {name: bool [N]}: clean, each attack, the worst of L-infinity.
 
     x [N,C,H,W] uint8 or in [0,1]; eps, eps_l2: the radius, by the norm of an attack. source: the
     net attacked in the model's place (AutoAttack: where right).
+    judge: correct, or what remembers it.
     """
     require(len(x), "evaluation needs at least one image")
     in_box = x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1
@@ -1518,14 +1531,14 @@ def still_right(
         before = ["clean", *getattr(attack, "first", ())]
         alive = right[before[-1]]
         right[name] = alive.clone()  # who is lost stays lost
-        right[name][alive] = correct(model, x[alive], y[alive], same, batch_size, name, source)
+        right[name][alive] = judge(model, x[alive], y[alive], same, batch_size, name, source)
         if norm == "linf":
             right["worst"] &= right[name]
     return right
 
 
 def evaluate(
-    model: nn.Module, x: Tensor, y: Tensor, *, attacks: str = DEFAULT_ATTACKS, **options
+    model: nn.Module, x: Tensor, y: Tensor, *, attacks=DEFAULT_ATTACKS, judge=correct, **options
 ) -> dict:
     """Accuracies in per cent under attacks by name, with the options of still_right.
 
@@ -1533,7 +1546,7 @@ def evaluate(
     APGD-CE and APGD-T; aa: all of it; more in ATTACKS; worst: all L-infinity ones that were run;
     worst_class: of it. companions/evaluation.py adds ci95 and warnings of masked gradients.
     """
-    right = still_right(model, x, y, chosen_attacks(attacks), **options)
+    right = still_right(model, x, y, chosen_attacks(attacks), judge=judge, **options)
     return summary(right, y.cpu()) | optional("evaluation:look_closer")(
         model, x, y, right, **options
     )
@@ -1655,7 +1668,12 @@ class Run:
         attack = torch.Generator(device).manual_seed(seed)
         self.generators = {"data": torch.Generator().manual_seed(cfg.seed), "attack": attack}
         pool = class_balanced(data.y_train, cfg.subset or len(data.y_train))
-        self.val = pool[class_balanced(data.y_train[pool], min(cfg.val_size, len(pool) // 10))]
+        _, counts = data.y_train[pool].unique(return_counts=True)
+        even = counts.max() - counts.min() < 2 <= counts.min()
+        kept = min(
+            cfg.val_size, len(pool) // 10
+        )  # of a class a tenth, which even ones need no word
+        self.val = pool[class_balanced(data.y_train[pool], kept, 1 if even else 10)]
         self.train = pool[~torch.isin(pool, self.val)]
         room = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0
         self.x = data.x_train.to(device) if data.x_train.nbytes < room else data.x_train
@@ -1683,8 +1701,8 @@ class Run:
 
     def label(self) -> dict:
         """What every checkpoint says of itself."""
-        cfg, classes = asdict(self.cfg), self.data.classes
-        return {"format": "infoard-1", "config": cfg, "size": self.size, "classes": classes}
+        about = {"format": "infoard-1", "config": asdict(self.cfg), "size": self.size}
+        return about | {"classes": self.data.classes, "data": self.data.about}
 
     def state(self) -> dict:
         """Everything that a resumed run needs, of all ranks."""
@@ -1700,8 +1718,7 @@ class Run:
         state = load_tensors(path)
         whole = {"at", *self.parts} <= state.keys()
         require(whole, f"{path} is no run to go on: change --out")
-        told = f"{path} is of a version whose first convolution halved 64 pixels: begin again"
-        require(state["size"] != 64 or "benchmark" in state["config"], told)
+        optional("runs:of_earlier_versions")(self, state, path)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         for name, generator in self.generators.items():
@@ -1719,7 +1736,7 @@ def draw(run: Run, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Augmented images [B,C,H,W] in [0,1] and labels [B] of these rows, on the device."""
     x = run.x[rows.to(run.x.device, non_blocking=True)]
     y = run.data.y_train[rows].to(run.device, non_blocking=True)
-    x = augment(x, run.generators["data"], run.size // 8, run.data.flip)
+    x = augment(x, run.generators["data"], run.size // 8, run.data.flip and run.cfg.flip)
     return to_float(x, run.device), y
 
 
@@ -1791,11 +1808,16 @@ def check_in(run: Run, out: Path, caught: list[int]) -> None:
     saved, if any rank has caught a signal.
     """
     last = out / "last.pt"
-    mine = torch.tensor([run.at.sums["loss"].item(), sum(caught)])
+    weights = sum(p.detach().sum() for p in run.student.parameters())  # NaN or infinite if one is
+    mine = torch.tensor([(run.at.sums["loss"] + 0 * weights).item(), sum(caught)])
     loss, signals = all_reduce_sum(mine).tolist()
-    told = f"the loss is not finite at step {run.at.step}: lower --lr or --amp off"
-    good = last if run.at.history else "none"
-    require(math.isfinite(loss), f"{told}; last good checkpoint: {good}")
+    told = (
+        f"the loss is not finite at step {run.at.step}: lower --lr (now {run.cfg.lr}) or --amp off"
+    )
+    good = f"{last}: --resume goes on from it" if last.exists() else "none"
+    if not math.isfinite(loss):
+        save(out / "diverged.json", {"step": run.at.step, "lr": run.cfg.lr})
+        raise InfoardError(f"{told}; last good checkpoint: {good}")
     if signals:
         save(last, run.state())
         barrier()  # no rank is gone before it is saved
@@ -1807,13 +1829,15 @@ def check_in(run: Run, out: Path, caught: list[int]) -> None:
 
 def fit(run: Run, out: Path) -> None:
     """The training loop: draw, attack, loss and step (train_step), log, validate, save."""
-    cfg, at, n = run.cfg, run.at, len(run.train)
+    cfg, at, n = run.cfg, run.at, optional("runs:learned_from")(run) or len(run.train)
     every = 50 if run.ranks == 1 else 10  # steps between log points
     with noted_signals() as caught:
         while at.epoch < cfg.epochs:
             began, first = time.time(), at.position
             if first == 0:
-                at.order = run.train[torch.randperm(n, generator=run.generators["data"])]
+                at.order = run.train[
+                    torch.randperm(len(run.train), generator=run.generators["data"])
+                ]
                 at.sums = {}
             for i in progress_bar(range(first, n, cfg.batch_size), f"epoch {at.epoch + 1}"):
                 batch = at.order[i : i + cfg.batch_size]
@@ -1866,9 +1890,12 @@ def trained(cfg: Config, framework: str, arch: str, teacher: str | None = None, 
     key = json.dumps(made) + (digest(teacher) or teacher or "" if teacher else "")
     key = hashlib.sha256(key.encode()).hexdigest()[:8]
     out = Path(f"runs/teachers/{cfg.dataset}-{arch}-{framework}-{key}")
+    out = optional("runs:teacher_folder")(out, cfg) or out
     if not (out / "results.json").exists():
         print(f"training by {framework} what is missing, kept in {out}")
-        made.update({name: getattr(cfg, name) for name in ("download", "device", "eval_subset")})
+        made.update(
+            {name: getattr(cfg, name) for name in "download device eval_subset flip".split()}
+        )
         own = {name: made.pop(name) for name in get_framework(framework).options if name in made}
         made.update(own=own, teacher=teacher, out=str(out), attacks="clean,pgd", resume=True)
         train(infoard=False, figures=False, **made)
@@ -1892,6 +1919,7 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
     how = {"size": data.x_train.shape[-1], "norm": cfg.teacher_norm, "dataset": benchmark}
     for name, (path, arch) in paths.items():
         nets[name] = load_teacher(path, arch, classes, device=device, **how)
+        optional("runs:same_classes")(path, nets[name], data)
         optional("evaluation:check_teacher")(nets[name], *images, path, classes)
     return nets
 
@@ -1899,13 +1927,18 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
 def train(cfg: Config | None = None, **given) -> dict:
     """The whole job: data, teacher, student, evaluation, files in cfg.out; gives results.json."""
     cfg = (cfg or Config(**given)).resolved()
-    out, device = Path(cfg.out), pick_device(cfg.device)
+    with optional("runs:alone_in")(cfg.out) or contextlib.nullcontext():
+        return train_in(cfg, Path(cfg.out), pick_device(cfg.device))
+
+
+def train_in(cfg: Config, out: Path, device: torch.device) -> dict:
+    """train() with settings that are resolved, in a folder that no other process writes into."""
     finished, begun = (out / "results.json").exists(), (out / "last.pt").exists()
-    if finished or begun:
+    optional("runs:same_run")(cfg, out)
+    if not has_companions() and (finished or begun):
         old = json.loads((out / "config.json").read_text())["settings"]
-        same = has_companions() or old == asdict(replace(cfg, resume=old["resume"]))
+        same = old == asdict(replace(cfg, resume=old["resume"]))
         require(same, f"{out} was begun with other settings: choose another --out")
-        optional("runs:same_settings")(old, cfg)
     if finished:
         print(f"{out} is finished: another --out or --seed makes another run")
         return json.loads((out / "results.json").read_text())
@@ -1913,8 +1946,10 @@ def train(cfg: Config | None = None, **given) -> dict:
     chosen_attacks(cfg.attacks)
     optional("runs:check_possible")(cfg, device)
     data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
-    if not begun:
-        about = optional("runs:provenance")(cfg, device)
+    if begun:
+        optional("runs:go_on")(cfg, out, data)
+    else:
+        about = optional("runs:provenance")(cfg, device, data)
         save(out / "config.json", {"settings": asdict(cfg)} | about)
     run = Run(cfg, data, device, get_nets(cfg, data, device))
     if begun:
@@ -1930,8 +1965,11 @@ def train(cfg: Config | None = None, **given) -> dict:
     return finish(run, out)
 
 
-def evaluated(cfg: Config, net: nn.Module, data: Data, device: torch.device, **options) -> dict:
-    """evaluate() of a net on the test images that the settings ask for."""
+def evaluated(cfg: Config, net: nn.Module, data: Data, device, keep=None, **options) -> dict:
+    """evaluate() of a net on the test images that the settings ask for; keep: a folder that keeps
+    the result of each attack until all are there.
+    """
+    options["judge"] = optional("runs:remembering")(keep, cfg) or correct
     x, y = test_images(data, cfg.eval_subset, device)
     options.update(eps=cfg.eps, eps_l2=cfg.eps_l2, attacks=cfg.attacks, batch_size=cfg.eval_batch)
     return evaluate(net, x, y, **options)
@@ -1940,7 +1978,7 @@ def evaluated(cfg: Config, net: nn.Module, data: Data, device: torch.device, **o
 def finish(run: Run, out: Path) -> dict:
     """The one look at the test images: last and best under all attacks, figures."""
     cfg, at, net = run.cfg, run.at, run.evaluated
-    look = partial(evaluated, cfg, data=run.data, device=run.device)
+    look = partial(evaluated, cfg, data=run.data, device=run.device, keep=out)
     last = best = look(net) | {"epoch": at.epoch}
     if at.best_epoch != at.epoch:
         net = load_own(load_tensors(out / "best.pt"))
@@ -2000,6 +2038,7 @@ def main(argv: list[str] | None = None) -> int:
         run(argv)
         return 0
     except KeyboardInterrupt:
+        print("infoard: stopped by SIGINT", file=sys.stderr)
         return 130
     except (InfoardError, OSError, ImportError, torch.OutOfMemoryError) as error:
         hint = ""

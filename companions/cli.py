@@ -36,10 +36,16 @@ GROUPS = {  # the first option of each group of --help
 # ==== 1. Evaluation of any checkpoint =============================================================
 
 
+def is_file(path: str) -> bool:
+    """Whether a net is named by a file, which may have a colon in its path, not by module:factory."""
+    in_a_file = "/" in path and ".py:" not in path  # even if it is missing
+    return in_a_file or ":" not in path or Path(path).exists()
+
+
 def settings(path: str, given: dict) -> dict:
     """The options given, on top of what a checkpoint says of its data."""
     saved = {}
-    if ":" not in path or Path(path).exists():
+    if is_file(path):
         from companions.checkpoints import read
 
         file = read(path)
@@ -50,6 +56,18 @@ def settings(path: str, given: dict) -> dict:
     found.update(given)
     I.require("dataset" in found, f"{path} does not say its data: add --dataset")
     return found
+
+
+def stoppable(cfg: I.Config, *args, **options) -> dict:
+    """infoard.evaluated, which says when it is stopped what is kept of it."""
+    try:
+        return I.evaluated(cfg, *args, keep=cfg.out, **options)
+    except KeyboardInterrupt:
+        kept = "add --out DIR, and the next one keeps the attacks that have ended"
+        if cfg.out:
+            kept = f"the attacks that have ended are in {cfg.out}, the same command goes on"
+        print(f"stopped: {kept}")
+        raise
 
 
 def run_eval(path: str, **given) -> None:
@@ -70,15 +88,20 @@ def run_eval(path: str, **given) -> None:
         dataset=cfg.benchmark or cfg.dataset,
         device=device,
     )
+    from companions.runs import same_classes
+
+    same_classes(path, net, data)
     source = None
     if cfg.teacher_nat:
         source = I.load_teacher(cfg.teacher_nat, size=size, device=device)
-    result = I.evaluated(cfg, net, data, device, seed=cfg.seed, source=source)
+    result = stoppable(cfg, net, data, device, seed=cfg.seed, source=source)
     I.report(Path(path).name, result)
     intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
     print("95% intervals:", ", ".join(intervals))
     if cfg.out:
         I.save(Path(cfg.out, "eval.json"), {**result, "checkpoint": path, "settings": made})
+        if I.world()[0] == 0:
+            Path(cfg.out, "evaluated.pt").unlink(missing_ok=True)
 
 
 run_eval.takes = (
@@ -199,10 +222,15 @@ def parse(verb: str, argv: list[str]) -> dict:
 
 
 def fetched(given: dict) -> dict:
-    """The settings with the files of https addresses: a run keeps their names and hashes."""
+    """The settings with the files of https addresses, of which a run keeps names and hashes, and
+    with ~ for the home, which shells leave as it is in --data-dir=~/x.
+    """
     from companions.checkpoints import download
 
     local = {}
+    for name, value in given.items():
+        if isinstance(value, str) and value.startswith("~"):
+            local[name] = os.path.expanduser(value)
     for name in ("teacher", "teacher_nat", "path"):
         if str(given.get(name)).startswith("https://"):
             local[name] = download(given[name])
