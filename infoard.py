@@ -47,9 +47,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-if __name__ == "__main__" or Path(sys.argv[0]).stem == "infoard":  # the program, no import
-    if "OMP_WAIT_POLICY" not in os.environ:  # idle threads soon give way to other work
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+if "OMP_WAIT_POLICY" not in os.environ and Path(sys.argv[0]).stem == "infoard":  # the program
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads soon give way to other work
 
 import torch
 import torch.distributed as dist
@@ -1393,10 +1392,7 @@ def load_dataset(name: str, data_dir="data", *, download=True, image_size=0, cac
 
 
 def class_balanced(y: Tensor, n: int, part: int = 1) -> Tensor:
-    """Sorted indices of n images, spread evenly over the classes; always the same ones.
-
-    Of each class at most one in part, so that there may be fewer.
-    """
+    """Sorted indices of n images, even over classes, of each one in part at most; the same ones."""
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     classes = [order[y[order] == k] for k in y.unique()]
     classes = [rows[: len(rows) // part] for rows in classes]
@@ -1516,8 +1512,7 @@ def still_right(
     """Who is right on x and on x', {name: bool [N]}: clean, each attack, the worst of L-infinity.
 
     x [N,C,H,W] uint8 or in [0,1]; eps, eps_l2: the radius, by the norm of an attack. source: the
-    net attacked in the model's place (AutoAttack: where right).
-    judge: correct, or what remembers it.
+    net attacked in the model's place (AutoAttack: where right). judge: correct, maybe remembered.
     """
     require(len(x), "evaluation needs at least one image")
     in_box = x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1
@@ -1670,9 +1665,7 @@ class Run:
         pool = class_balanced(data.y_train, cfg.subset or len(data.y_train))
         _, counts = data.y_train[pool].unique(return_counts=True)
         even = counts.max() - counts.min() < 2 <= counts.min()
-        kept = min(
-            cfg.val_size, len(pool) // 10
-        )  # of a class a tenth, which even ones need no word
+        kept = min(cfg.val_size, len(pool) // 10)  # of each class of uneven ones a tenth, too
         self.val = pool[class_balanced(data.y_train[pool], kept, 1 if even else 10)]
         self.train = pool[~torch.isin(pool, self.val)]
         room = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0
@@ -1688,7 +1681,6 @@ class Run:
         if prepare:
             student = prepare(student, self.nets, cfg, classes)
         if cfg.sync_bn:
-            require(self.device.type == "cuda", "--sync-bn needs CUDA")
             student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
         return student
 
@@ -1811,9 +1803,7 @@ def check_in(run: Run, out: Path, caught: list[int]) -> None:
     weights = sum(p.detach().sum() for p in run.student.parameters())  # NaN or infinite if one is
     mine = torch.tensor([(run.at.sums["loss"] + 0 * weights).item(), sum(caught)])
     loss, signals = all_reduce_sum(mine).tolist()
-    told = (
-        f"the loss is not finite at step {run.at.step}: lower --lr (now {run.cfg.lr}) or --amp off"
-    )
+    told = f"the loss is not finite at step {run.at.step}: lower --lr {run.cfg.lr} or --amp off"
     good = f"{last}: --resume goes on from it" if last.exists() else "none"
     if not math.isfinite(loss):
         save(out / "diverged.json", {"step": run.at.step, "lr": run.cfg.lr})
@@ -1835,9 +1825,8 @@ def fit(run: Run, out: Path) -> None:
         while at.epoch < cfg.epochs:
             began, first = time.time(), at.position
             if first == 0:
-                at.order = run.train[
-                    torch.randperm(len(run.train), generator=run.generators["data"])
-                ]
+                order = torch.randperm(len(run.train), generator=run.generators["data"])
+                at.order = run.train[order]
                 at.sums = {}
             for i in progress_bar(range(first, n, cfg.batch_size), f"epoch {at.epoch + 1}"):
                 batch = at.order[i : i + cfg.batch_size]
@@ -1893,12 +1882,10 @@ def trained(cfg: Config, framework: str, arch: str, teacher: str | None = None, 
     out = optional("runs:teacher_folder")(out, cfg) or out
     if not (out / "results.json").exists():
         print(f"training by {framework} what is missing, kept in {out}")
-        made.update(
-            {name: getattr(cfg, name) for name in "download device eval_subset flip".split()}
-        )
+        made.update({name: getattr(cfg, name) for name in ("download", "device", "eval_subset")})
         own = {name: made.pop(name) for name in get_framework(framework).options if name in made}
         made.update(own=own, teacher=teacher, out=str(out), attacks="clean,pgd", resume=True)
-        train(infoard=False, figures=False, **made)
+        train(infoard=False, figures=False, flip=cfg.flip, **made)
     return f"{out}/best.pt"
 
 
@@ -1927,48 +1914,38 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
 def train(cfg: Config | None = None, **given) -> dict:
     """The whole job: data, teacher, student, evaluation, files in cfg.out; gives results.json."""
     cfg = (cfg or Config(**given)).resolved()
-    with optional("runs:alone_in")(cfg.out) or contextlib.nullcontext():
-        return train_in(cfg, Path(cfg.out), pick_device(cfg.device))
-
-
-def train_in(cfg: Config, out: Path, device: torch.device) -> dict:
-    """train() with settings that are resolved, in a folder that no other process writes into."""
-    finished, begun = (out / "results.json").exists(), (out / "last.pt").exists()
-    optional("runs:same_run")(cfg, out)
-    if not has_companions() and (finished or begun):
-        old = json.loads((out / "config.json").read_text())["settings"]
-        same = old == asdict(replace(cfg, resume=old["resume"]))
-        require(same, f"{out} was begun with other settings: choose another --out")
-    if finished:
-        print(f"{out} is finished: another --out or --seed makes another run")
-        return json.loads((out / "results.json").read_text())
-    require(cfg.resume or not begun, f"{out} holds an unfinished run: --resume or another --out")
-    chosen_attacks(cfg.attacks)
-    optional("runs:check_possible")(cfg, device)
-    data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
-    if begun:
+    out, device = Path(cfg.out), pick_device(cfg.device)
+    with optional("runs:alone_in")(out) or contextlib.nullcontext():
+        finished, begun = (out / "results.json").exists(), (out / "last.pt").exists()
+        optional("runs:same_run")(cfg, out)
+        if not has_companions() and (finished or begun):
+            old = json.loads((out / "config.json").read_text())["settings"]
+            same = old == asdict(replace(cfg, resume=old["resume"]))
+            require(same, f"{out} was begun with other settings: choose another --out")
+        if finished:
+            print(f"{out} is finished: another --out or --seed makes another run")
+            return json.loads((out / "results.json").read_text())
+        told = f"{out} holds an unfinished run: --resume or another --out"
+        require(cfg.resume or not begun, told)
+        chosen_attacks(cfg.attacks)
+        optional("runs:check_possible")(cfg, device)
+        data = load_dataset(
+            cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size
+        )
         optional("runs:go_on")(cfg, out, data)
-    else:
-        about = optional("runs:provenance")(cfg, device, data)
-        save(out / "config.json", {"settings": asdict(cfg)} | about)
-    run = Run(cfg, data, device, get_nets(cfg, data, device))
-    if begun:
-        run.load(out / "last.pt")
-    lifted = " + InfoARD" if cfg.infoard else ""
-    print(
-        f"{out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and "
-        f"{len(run.val)} validation images, {run.ranks} x {device}, from epoch {run.at.epoch + 1}"
-    )
-    if run.info and has_companions():
-        print(resolve({}, "companions.taps:describe", "taps")(run.info))
-    fit(run, out)
-    return finish(run, out)
+        if not begun:
+            about = optional("runs:provenance")(cfg, device, data)
+            save(out / "config.json", {"settings": asdict(cfg)} | about)
+        run = Run(cfg, data, device, get_nets(cfg, data, device))
+        if begun:
+            run.load(out / "last.pt")
+        optional("runs:introduce")(run)
+        fit(run, out)
+        return finish(run, out)
 
 
 def evaluated(cfg: Config, net: nn.Module, data: Data, device, keep=None, **options) -> dict:
-    """evaluate() of a net on the test images that the settings ask for; keep: a folder that keeps
-    the result of each attack until all are there.
-    """
+    """evaluate() of a net on the test images asked for; keep: a folder for what is done so far."""
     options["judge"] = optional("runs:remembering")(keep, cfg) or correct
     x, y = test_images(data, cfg.eval_subset, device)
     options.update(eps=cfg.eps, eps_l2=cfg.eps_l2, attacks=cfg.attacks, batch_size=cfg.eval_batch)
@@ -1987,9 +1964,7 @@ def finish(run: Run, out: Path) -> dict:
     results = {"last": last, "best": best}
     if cfg.transfer:
         results["transfer"] = look(net, source=run.nets["teacher_nat"])
-    if hasattr(net, "findings"):
-        images = test_images(run.data, cfg.eval_subset, run.device)
-        results["findings"] = net.findings(*images, cfg.eps)
+    optional("runs:add_findings")(run, net, results)
     save(out / "results.json", results)
     if cfg.figures:
         optional("figures:illustrate")(run, results)
@@ -2013,8 +1988,8 @@ def number(text: str) -> float:
 def run_alone(argv: list[str]) -> None:
     """train() with the options of the command line, in one process."""
     require("LOCAL_RANK" not in os.environ, "many processes need companions/ beside this file")
-    if argv and not argv[0].startswith("-"):
-        raise InfoardError(f"the verb {argv[0]!r} needs companions/ beside this file")
+    verb = "".join(argv[:1])
+    require(verb[:1] in ("", "-"), f"the verb {verb!r} needs companions/ beside this file")
     parser = argparse.ArgumentParser("infoard.py", allow_abbrev=False)
     parser.error = lambda message: require(False, f"{message} (see --help)")
     for f in fields(Config):

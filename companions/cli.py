@@ -37,7 +37,7 @@ GROUPS = {  # the first option of each group of --help
 
 
 def is_file(path: str) -> bool:
-    """Whether a net is named by a file, which may have a colon in its path, not by module:factory."""
+    """Whether a net is named by a file, in whose path a colon may be, not by module:factory."""
     in_a_file = "/" in path and ".py:" not in path  # even if it is missing
     return in_a_file or ":" not in path or Path(path).exists()
 

@@ -103,6 +103,8 @@ def same_run(cfg: I.Config, out: Path) -> None:
 
 def go_on(cfg: I.Config, out: Path, data: I.Data) -> None:
     """One line, if an unfinished run was begun with other data; notes and tells another lr."""
+    if not (out / "last.pt").exists():
+        return
     why = difference(recorded(out), described(data))
     told = f"{out} was begun on {why}: name the --data-dir it had, or choose another --out"
     I.require(not why, told)
@@ -329,12 +331,11 @@ def tidy(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(out: str) -> Iterator[None]:
+def alone_in(out: Path) -> Iterator[None]:
     """Inside, no other process trains into the folder: one line if one does already.
 
     For a teacher in runs/teachers, which many runs share, it is waited for.
     """
-    out = Path(out)
     if I.world()[0] != 0:
         yield
         return
@@ -447,6 +448,28 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
     if ":" not in cfg.student:
         with torch.device("meta"):
             I.build_model(cfg.student)
+
+
+def introduce(run: I.Run) -> None:
+    """Prints what begins."""
+    cfg = run.cfg
+    lifted = " + InfoARD" if cfg.infoard else ""
+    print(
+        f"{cfg.out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and "
+        f"{len(run.val)} validation images, {run.ranks} x {run.device}, "
+        f"from epoch {run.at.epoch + 1}"
+    )
+    if run.info:
+        from companions.taps import describe
+
+        print(describe(run.info))
+
+
+def add_findings(run: I.Run, net: nn.Module, results: dict) -> None:
+    """Adds what the method findings of a net, such as MID's, says of the test images."""
+    if hasattr(net, "findings"):
+        images = I.test_images(run.data, run.cfg.eval_subset, run.device)
+        results["findings"] = net.findings(*images, run.cfg.eps)
 
 
 def provenance(cfg: I.Config, device: torch.device, data: I.Data) -> dict:
