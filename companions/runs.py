@@ -211,10 +211,11 @@ def other_classes(old: list, new: list) -> str:
         return ""
     if sorted(map(str, old)) == sorted(map(str, new)):
         return f"the same classes in another order ({of_names(old)}, now {of_names(new)})"
-    pairs = [(a, b) for a, b in zip(old, new, strict=False) if a != b]
-    gone = [a for a, _ in pairs] or old[len(new) :]
-    came = [b for _, b in pairs] or new[len(old) :]
-    return f"{len(old)} classes ({of_names(gone)}), not these {len(new)} ({of_names(came)})"
+    gone = [name for name in old if name not in new]
+    came = [name for name in new if name not in old]
+    only = [f"only then: {of_names(gone)}"] if gone else []
+    only += [f"only now: {of_names(came)}"] if came else []
+    return f"{len(old)} classes, not these {len(new)} ({'; '.join(only)})"
 
 
 def difference(old: dict, new: dict) -> str:
