@@ -1925,8 +1925,7 @@ def train(cfg: Config | None = None, **given) -> dict:
         if finished:
             print(f"{out} is finished: another --out or --seed makes another run")
             return json.loads((out / "results.json").read_text())
-        told = f"{out} holds an unfinished run: --resume or another --out"
-        require(cfg.resume or not begun, told)
+        require(cfg.resume or not begun, f"{out} is an unfinished run: --resume or another --out")
         chosen_attacks(cfg.attacks)
         optional("runs:check_possible")(cfg, device)
         data = load_dataset(
@@ -1939,6 +1938,10 @@ def train(cfg: Config | None = None, **given) -> dict:
         run = Run(cfg, data, device, get_nets(cfg, data, device))
         if begun:
             run.load(out / "last.pt")
+        lifted = " + InfoARD" if cfg.infoard else ""
+        told = f"{out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and"
+        told += f" {len(run.val)} validation images, {run.ranks} x {device}"
+        print(f"{told}, from epoch {run.at.epoch + 1}")
         optional("runs:introduce")(run)
         fit(run, out)
         return finish(run, out)

@@ -2312,8 +2312,8 @@ CUTS = {  # how to use it, the most lines that it may drag along, itself include
     "rslad": (use_rslad, 25),
     "adaad": (use_adaad, 27),
     "Step": (use_step, 400),
-    "still_right": (use_still_right, 120),
-    "evaluate": (use_evaluate, 314),
+    "still_right": (use_still_right, 121),
+    "evaluate": (use_evaluate, 315),
 }
 
 

@@ -452,14 +452,7 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
 
 
 def introduce(run: I.Run) -> None:
-    """Prints what begins."""
-    cfg = run.cfg
-    lifted = " + InfoARD" if cfg.infoard else ""
-    print(
-        f"{cfg.out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and "
-        f"{len(run.val)} validation images, {run.ranks} x {run.device}, "
-        f"from epoch {run.at.epoch + 1}"
-    )
+    """Prints what InfoARD compares in student and teacher."""
     if run.info:
         from companions.taps import describe
 
