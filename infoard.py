@@ -48,6 +48,9 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+if "OMP_WAIT_POLICY" not in os.environ and Path(sys.argv[0]).stem == "infoard":  # the program
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads soon give way to other work
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -225,7 +228,8 @@ class Config:
     download: bool = opt(True, "fetch a missing data set")
     subset: int = opt(0, "training images, class-balanced, the same for every seed; 0: all", low=0)
     val_size: int = opt(1000, "training images kept to choose `best`, at most a tenth", low=0)
-    image_size: int = opt(0, "pixels to resize to; 0: as they are, or as the first one", low=0)
+    image_size: int = opt(0, "pixels to resize to; 0: as they are, or as most are", low=0)
+    flip: bool = opt(True, "mirror images in training; --no-flip for letters, signs, left or right")
     student: str = opt(None, "one of MODELS, wrn_<depth>_<width>, of timm, or module:factory")
     benchmark: str = opt(None, "what a folder is in RobustBench", "cifar10 cifar100 imagenet")
     teacher: str = opt(None, "file, https://..., robustbench:ID, module:factory; else trained once")
@@ -262,7 +266,7 @@ class Config:
     weight_decay: float = opt(5e-4, "weight decay", low=0)
     schedule: str = opt("cosine", "or a list of epochs after which lr falls to a tenth: 100,150")
     ema: float = opt(0.0, "decay of a weight average to evaluate instead; 0: none", low=0, high=1)
-    seed: int = opt(0, "seed of initialisation, order, augmentation and attack starts", low=0)
+    seed: int = opt(0, "of initialisation, order, augmentation, attacks", low=0, high=1 << 62)
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps")
     amp: str = opt("auto", "half precision; auto: bf16 if in hardware", "auto bf16 fp16 off")
     compile: bool = opt(False, "torch.compile the student")
@@ -1379,6 +1383,7 @@ class Data:
     y_test: Tensor
     classes: list[str]
     flip: bool = True  # whether a mirror image keeps its label
+    about: dict = field(default_factory=dict)  # counts and fingerprint, for checkpoints
 
 
 def render_shapes(train: int = 10_000, test: int = 2_000, size: int = 32, seed: int = 0) -> Data:
@@ -1422,13 +1427,16 @@ def load_dataset(name: str, data_dir="data", *, download=True, image_size=0, cac
     load = resolve(DATASETS, name, "data set")
     if world()[1] > 1:
         load = resolve({}, "companions.ranks:rank_0_first", "order")(load)
-    return load(data_dir, download=download, image_size=image_size, cache=cache)
+    data = load(data_dir, download=download, image_size=image_size, cache=cache)
+    data.about = optional("runs:facts")(name, data)
+    return data
 
 
-def class_balanced(y: Tensor, n: int) -> Tensor:
-    """Sorted indices of n images, spread evenly over the classes; always the same ones."""
+def class_balanced(y: Tensor, n: int, part: int = 1) -> Tensor:
+    """Sorted indices of n images, even over classes, of each one in part at most; the same ones."""
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     classes = [order[y[order] == k] for k in y.unique()]
+    classes = [rows[: len(rows) // part] for rows in classes]
     rounds = nn.utils.rnn.pad_sequence(classes, padding_value=-1)  # [most, K]: one of each class
     return rounds[rounds >= 0][:n].sort().values
 
@@ -1698,7 +1706,10 @@ class Run:
         attack = torch.Generator(device).manual_seed(seed)
         self.generators = {"data": torch.Generator().manual_seed(cfg.seed), "attack": attack}
         pool = class_balanced(data.y_train, cfg.subset or len(data.y_train))
-        self.val = pool[class_balanced(data.y_train[pool], min(cfg.val_size, len(pool) // 10))]
+        _, counts = data.y_train[pool].unique(return_counts=True)
+        even = counts.max() - counts.min() < 2 <= counts.min()
+        kept = min(cfg.val_size, len(pool) // 10)  # of each class of uneven ones a tenth, too
+        self.val = pool[class_balanced(data.y_train[pool], kept, 1 if even else 10)]
         self.train = pool[~torch.isin(pool, self.val)]
         room = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0
         self.x = data.x_train.to(device) if data.x_train.nbytes < room else data.x_train
@@ -1713,7 +1724,6 @@ class Run:
         if prepare:
             student = prepare(student, self.nets, cfg, classes)
         if cfg.sync_bn:
-            require(self.device.type == "cuda", "--sync-bn needs CUDA")
             student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
         return student
 
@@ -1727,8 +1737,8 @@ class Run:
 
     def label(self) -> dict:
         """What every checkpoint says of itself."""
-        cfg, classes = asdict(self.cfg), self.data.classes
-        return {"format": "infoard-1", "config": cfg, "size": self.size, "classes": classes}
+        about = {"format": "infoard-1", "config": asdict(self.cfg), "size": self.size}
+        return about | {"classes": self.data.classes, "data": self.data.about}
 
     def state(self) -> dict:
         """Everything that a resumed run needs, of all ranks."""
@@ -1744,8 +1754,7 @@ class Run:
         state = load_tensors(path)
         whole = {"at", *self.parts} <= state.keys()
         require(whole, f"{path} is no run to go on: change --out")
-        told = f"{path} is of a version whose first convolution halved 64 pixels: begin again"
-        require(state["size"] != 64 or "benchmark" in state["config"], told)
+        optional("runs:of_earlier_versions")(self, state, path)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         for name, generator in self.generators.items():
@@ -1763,7 +1772,7 @@ def draw(run: Run, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Augmented images [B,C,H,W] in [0,1] and labels [B] of these rows, on the device."""
     x = run.x[rows.to(run.x.device, non_blocking=True)]
     y = run.data.y_train[rows].to(run.device, non_blocking=True)
-    x = augment(x, run.generators["data"], run.size // 8, run.data.flip)
+    x = augment(x, run.generators["data"], run.size // 8, run.data.flip and run.cfg.flip)
     return to_float(x, run.device), y
 
 
@@ -1835,11 +1844,14 @@ def check_in(run: Run, out: Path, caught: list[int]) -> None:
     saved, if any rank has caught a signal.
     """
     last = out / "last.pt"
-    mine = torch.tensor([run.at.sums["loss"].item(), sum(caught)])
+    weights = sum(p.detach().sum() for p in run.student.parameters())  # NaN or infinite if one is
+    mine = torch.tensor([(run.at.sums["loss"] + 0 * weights).item(), sum(caught)])
     loss, signals = all_reduce_sum(mine).tolist()
-    told = f"the loss is not finite at step {run.at.step}: lower --lr or --amp off"
-    good = last if run.at.history else "none"
-    require(math.isfinite(loss), f"{told}; last good checkpoint: {good}")
+    told = f"the loss is not finite at step {run.at.step}: lower --lr {run.cfg.lr} or --amp off"
+    good = f"{last}: --resume goes on from it" if last.exists() else "none"
+    if not math.isfinite(loss):
+        save(out / "diverged.json", {"step": run.at.step, "lr": run.cfg.lr})
+        raise InfoardError(f"{told}; last good checkpoint: {good}")
     if signals:
         save(last, run.state())
         barrier()  # no rank is gone before it is saved
@@ -1851,13 +1863,14 @@ def check_in(run: Run, out: Path, caught: list[int]) -> None:
 
 def fit(run: Run, out: Path) -> None:
     """The training loop: draw, attack, loss and step (train_step), log, validate, save."""
-    cfg, at, n = run.cfg, run.at, len(run.train)
+    cfg, at, n = run.cfg, run.at, optional("runs:learned_from")(run) or len(run.train)
     every = 50 if run.ranks == 1 else 10  # steps between log points
     with noted_signals() as caught:
         while at.epoch < cfg.epochs:
             began, first, marks = time.time(), at.position, []
             if first == 0:
-                at.order = run.train[torch.randperm(n, generator=run.generators["data"])]
+                order = torch.randperm(len(run.train), generator=run.generators["data"])
+                at.order = run.train[order]
                 at.sums = {}
             for i in progress_bar(range(first, n, cfg.batch_size), f"epoch {at.epoch + 1}"):
                 batch = at.order[i : i + cfg.batch_size]
@@ -1913,12 +1926,13 @@ def trained(cfg: Config, framework: str, arch: str, teacher: str | None = None, 
     key = json.dumps(made) + (digest(teacher) or teacher or "" if teacher else "")
     key = hashlib.sha256(key.encode()).hexdigest()[:8]
     out = Path(f"runs/teachers/{cfg.dataset}-{arch}-{framework}-{key}")
+    out = optional("runs:teacher_folder")(out, cfg) or out
     if not (out / "results.json").exists():
         print(f"training by {framework} what is missing, kept in {out}")
         made.update({name: getattr(cfg, name) for name in ("download", "device", "eval_subset")})
         own = {name: made.pop(name) for name in get_framework(framework).options if name in made}
         made.update(own=own, teacher=teacher, out=str(out), attacks="clean,pgd", resume=True)
-        train(infoard=False, figures=False, **made)
+        train(infoard=False, figures=False, flip=cfg.flip, **made)
     return f"{out}/best.pt"
 
 
@@ -1940,6 +1954,7 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
     how = {"size": data.x_train.shape[-1], "norm": cfg.teacher_norm, "dataset": benchmark}
     for name, (path, arch) in paths.items():
         nets[name] = load_teacher(path, arch, classes, device=device, **how)
+        optional("runs:same_classes")(path, nets[name], data)
         optional("evaluation:check_teacher")(nets[name], *images, path, classes)
     return nets
 
@@ -1948,34 +1963,36 @@ def train(cfg: Config | None = None, **given) -> dict:
     """The whole job: data, teacher, student, evaluation, files in cfg.out; gives results.json."""
     cfg = (cfg or Config(**given)).resolved()
     out, device = Path(cfg.out), pick_device(cfg.device)
-    finished, begun = (out / "results.json").exists(), (out / "last.pt").exists()
-    if finished or begun:
-        old = json.loads((out / "config.json").read_text())["settings"]
-        same = has_companions() or old == asdict(replace(cfg, resume=old["resume"]))
-        require(same, f"{out} was begun with other settings: choose another --out")
-        optional("runs:same_settings")(old, cfg)
-    if finished:
-        print(f"{out} is finished: another --out or --seed makes another run")
-        return json.loads((out / "results.json").read_text())
-    require(cfg.resume or not begun, f"{out} holds an unfinished run: --resume or another --out")
-    chosen_attacks(cfg.attacks)
-    optional("runs:check_possible")(cfg, device)
-    data = load_dataset(cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size)
-    if not begun:
-        about = optional("runs:provenance")(cfg, device)
-        save(out / "config.json", {"settings": asdict(cfg)} | about)
-    run = Run(cfg, data, device, get_nets(cfg, data, device))
-    if begun:
-        run.load(out / "last.pt")
-    lifted = " + InfoARD" if cfg.infoard else ""
-    print(
-        f"{out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and "
-        f"{len(run.val)} validation images, {run.ranks} x {device}, from epoch {run.at.epoch + 1}"
-    )
-    if run.info and has_companions():
-        print(resolve({}, "companions.taps:describe", "taps")(run.info))
-    fit(run, out)
-    return finish(run, out)
+    with optional("runs:alone_in")(out) or contextlib.nullcontext():
+        finished, begun = (out / "results.json").exists(), (out / "last.pt").exists()
+        optional("runs:same_run")(cfg, out)
+        if not has_companions() and (finished or begun):
+            old = json.loads((out / "config.json").read_text())["settings"]
+            same = old == asdict(replace(cfg, resume=old["resume"]))
+            require(same, f"{out} was begun with other settings: choose another --out")
+        if finished:
+            print(f"{out} is finished: another --out or --seed makes another run")
+            return json.loads((out / "results.json").read_text())
+        require(cfg.resume or not begun, f"{out} is an unfinished run: --resume or another --out")
+        chosen_attacks(cfg.attacks)
+        optional("runs:check_possible")(cfg, device)
+        data = load_dataset(
+            cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size
+        )
+        optional("runs:go_on")(cfg, out, data)
+        if not begun:
+            about = optional("runs:provenance")(cfg, device, data)
+            save(out / "config.json", {"settings": asdict(cfg)} | about)
+        run = Run(cfg, data, device, get_nets(cfg, data, device))
+        if begun:
+            run.load(out / "last.pt")
+        lifted = " + InfoARD" if cfg.infoard else ""
+        told = f"{out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and"
+        told += f" {len(run.val)} validation images, {run.ranks} x {device}"
+        print(f"{told}, from epoch {run.at.epoch + 1}")
+        optional("runs:introduce")(run)
+        fit(run, out)
+        return finish(run, out)
 
 
 def evaluated(cfg: Config, net: nn.Module, data: Data, device: torch.device, **options) -> dict:
@@ -1998,9 +2015,7 @@ def finish(run: Run, out: Path) -> dict:
     results = {"last": last, "best": best}
     if cfg.transfer:
         results["transfer"] = look(net, source=run.nets["teacher_nat"])
-    if hasattr(net, "findings"):
-        images = test_images(run.data, cfg.eval_subset, run.device)
-        results["findings"] = net.findings(*images, cfg.eps)
+    optional("runs:add_findings")(run, net, results)
     save(out / "results.json", results)
     if cfg.figures:
         optional("figures:illustrate")(run, results)
@@ -2024,8 +2039,8 @@ def number(text: str) -> float:
 def run_alone(argv: list[str]) -> None:
     """train() with the options of the command line, in one process."""
     require("LOCAL_RANK" not in os.environ, "many processes need companions/ beside this file")
-    if argv and not argv[0].startswith("-"):
-        raise InfoardError(f"the verb {argv[0]!r} needs companions/ beside this file")
+    verb = "".join(argv[:1])
+    require(verb[:1] in ("", "-"), f"the verb {verb!r} needs companions/ beside this file")
     parser = argparse.ArgumentParser("infoard.py", allow_abbrev=False)
     parser.error = lambda message: require(False, f"{message} (see --help)")
     for f in fields(Config):
@@ -2049,6 +2064,7 @@ def main(argv: list[str] | None = None) -> int:
         run(argv)
         return 0
     except KeyboardInterrupt:
+        print("infoard: stopped by SIGINT", file=sys.stderr)
         return 130
     except (InfoardError, OSError, ImportError, torch.OutOfMemoryError) as error:
         hint = ""

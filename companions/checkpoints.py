@@ -677,7 +677,11 @@ def load_any(
     if Path(path_or_id).exists() or ":" not in path_or_id:
         file = read(path_or_id)
         if file.get("format") == "infoard-1":
-            return I.load_own(file, arch)
+            if norm != "none":
+                print(f"{path_or_id} normalises by itself: --teacher-norm is for files of others")
+            net = I.load_own(file, arch)
+            net.trained_on = {"classes": file["classes"], **file.get("data", {})}
+            return net
         return from_file(file, arch, size, norm, name=Path(path_or_id).name, dataset=dataset)
     if path_or_id.startswith("robustbench:"):
         with torch.serialization.safe_globals(harmless()):

@@ -55,10 +55,16 @@ PLACES = {
 # ==== 1. Evaluation of any checkpoint =============================================================
 
 
+def is_file(path: str) -> bool:
+    """Whether a net is named by a file, in whose path a colon may be, not by module:factory."""
+    in_a_file = "/" in path and ".py:" not in path  # even if it is missing
+    return in_a_file or ":" not in path or Path(path).exists()
+
+
 def settings(path: str, given: dict) -> dict:
     """The options given, on top of what a checkpoint says of its data."""
     saved = {}
-    if ":" not in path or Path(path).exists():
+    if is_file(path):
         from companions.checkpoints import read
 
         file = read(path)
@@ -103,6 +109,9 @@ def run_eval(path: str, **given) -> None:
         dataset=cfg.benchmark or cfg.dataset,
         device=device,
     )
+    from companions.runs import same_classes
+
+    same_classes(path, net, data)
     source = None
     if cfg.teacher_nat:
         source = I.load_teacher(cfg.teacher_nat, size=size, device=device)
@@ -391,10 +400,15 @@ def now_and_then(items: Sequence, text: str, every: float = 60) -> Iterator:
 
 
 def fetched(given: dict) -> dict:
-    """The settings with the files of https addresses: a run keeps their names and hashes."""
+    """The settings with the files of https addresses, of which a run keeps names and hashes, and
+    with ~ for the home, which shells leave as it is in --data-dir=~/x.
+    """
     from companions.checkpoints import download
 
     local = {}
+    for name, value in given.items():
+        if isinstance(value, str) and value.startswith("~"):
+            local[name] = os.path.expanduser(value)
     for name in ("teacher", "teacher_nat", "path"):
         if str(given.get(name)).startswith("https://"):
             local[name] = download(given[name])

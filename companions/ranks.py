@@ -22,6 +22,19 @@ import infoard as I
 LOST = ("gloo", "nccl", "peer", "timed out")  # words of the errors when another rank is gone
 
 
+def check_environment() -> None:
+    """One line, unless the environment says all that a process of many must know."""
+    numbers = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT")
+    missing = [name for name in (*numbers, "MASTER_ADDR") if not os.environ.get(name)]
+    told = f"LOCAL_RANK is set, but not {', '.join(missing)}: start by torchrun, or unset it"
+    I.require(not missing, told)
+    for name in numbers:
+        told = f"{name} is {os.environ[name]!r}, which is no number: start by torchrun"
+        I.require(os.environ[name].isdigit(), told)
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    I.require(rank < ranks, f"RANK is {rank} of {ranks} processes: it counts from 0")
+
+
 def take_device(device: str) -> bool:
     """Gives this process the GPU of its number on this machine; False: all stay on the CPU."""
     local = int(os.environ["LOCAL_RANK"])
@@ -35,6 +48,7 @@ def take_device(device: str) -> bool:
 
 def join(device: str) -> int:
     """Waits until all processes are here; returns the rank of this one."""
+    check_environment()
     backend = "cpu:gloo,cuda:nccl" if take_device(device) else "gloo"
     store, rank, ranks = next(dist.rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

@@ -1,17 +1,36 @@
-"""What surrounds a training: may it go on, can it end well, where was it made.
+"""What surrounds a training: may it go on, on which data, alone in its folder; where was it made.
 
-infoard.train asks for these by name. Alone it goes on from exactly the settings with which a run
-was begun, and keeps nothing but these.
+infoard.py asks for these by name. Alone it goes on from exactly the settings with which a run was
+begun, compares no data, locks nothing, and keeps nothing but its settings.
+
+    1  settings    2  data    3  a folder of one process    4  beginning
 """
 
+import contextlib
+import copy
+import hashlib
 import importlib
+import json
+import os
+import re
+import socket
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 import infoard as I
 from companions import options
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked
+    fcntl = None
+
+# ==== 1. Settings =================================================================================
 
 # What a run may be resumed with another value of: its machine, its files, its evaluation.
 FREE = (
@@ -21,9 +40,21 @@ FREE = (
 OF_INFOARD = "asa lam_lo lam_hi steps_lo mim w_feat w_att w_rel tau taps".split()
 
 
-def same_settings(old: dict, cfg: I.Config) -> None:
-    """One line, if a run was begun with other settings than these, those of FREE apart."""
-    free = FREE if cfg.infoard else FREE + OF_INFOARD
+def read_json(path: Path) -> dict:
+    """A dict from a file, or one line that says what is wrong with it."""
+    content = None
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(path.read_text())
+    told = f"{path} is missing or broken: choose another --out"
+    if path.name == "results.json":
+        told += ", or delete it and the run is evaluated again by --resume"
+    I.require(isinstance(content, dict), told)
+    return content
+
+
+def same_settings(old: dict, cfg: I.Config, free: Iterable[str] = ()) -> None:
+    """One line, if a run was begun with other settings than these, those of FREE and free apart."""
+    free = [*FREE, *free] if cfg.infoard else [*FREE, *free, *OF_INFOARD]
     old = {**asdict(I.Config()), **old}  # what was no option then
     for name, value in cfg.own.items():  # settings of the framework, which once stood beside them
         old[name] = old["own"].get(name, old.get(name, value))
@@ -31,6 +62,337 @@ def same_settings(old: dict, cfg: I.Config) -> None:
     for name, value in new.items():
         told = f"{cfg.out} was made with {I.flag_of(name)} {old[name]}, not {value}"
         I.require(name in free or old[name] == value, f"{told}: choose another --out")
+
+
+def same_file(name: str, config: dict, cfg: I.Config) -> bool:
+    """Whether the file of an option is the one of before, however its path is written; one line if
+    it has its old path and other content.
+    """
+    path, before = getattr(cfg, name), config["settings"].get(name)
+    now, then = I.digest(path or ""), config.get(f"{name}_sha256")
+    if now is None or not before:
+        return False
+    if then is None:  # earlier versions have kept no hash of teacher_nat
+        return os.path.realpath(path) == os.path.realpath(before)
+    told = f"{path} has changed since {cfg.out} was begun: choose another --out"
+    I.require(now == then or path != before, told)
+    return now == then
+
+
+def same_run(cfg: I.Config, out: Path) -> None:
+    """One line, if what lies in out is a run of other settings, files or, once finished, data.
+
+    After a loss that was not finite a run may go on with another lr, and without half precision.
+    """
+    finished, begun = (out / "results.json").exists(), (out / "last.pt").exists()
+    diverged = out / "diverged.json"
+    if not finished and not begun:
+        if I.world()[0] == 0:
+            diverged.unlink(missing_ok=True)
+        return
+    config = read_json(out / "config.json")
+    whole = isinstance(config.get("settings"), dict)
+    I.require(whole, f"{out}/config.json is broken: choose another --out")
+    free = [name for name in ("teacher", "teacher_nat") if same_file(name, config, cfg)]
+    if diverged.exists() and not finished:
+        free += ["lr", "amp"] if cfg.amp == "off" else ["lr"]
+    same_settings(config["settings"], cfg, free)
+    if finished:
+        read_json(out / "results.json")
+        same_data_as_finished(cfg, out)
+
+
+def go_on(cfg: I.Config, out: Path, data: I.Data) -> None:
+    """One line, if an unfinished run was begun with other data; notes and tells another lr."""
+    if not (out / "last.pt").exists():
+        return
+    why = difference(recorded(out), described(data))
+    told = f"{out} was begun on {why}: name the --data-dir it had, or choose another --out"
+    I.require(not why, told)
+    config = read_json(out / "config.json")
+    changed = {}
+    for name in ("lr", "amp"):
+        old, new = config["settings"].get(name), getattr(cfg, name)
+        if old != new:
+            changed[name] = [old, new]
+            print(f"{out} goes on with {I.flag_of(name)} {new} in the place of {old}")
+    if changed:
+        config["settings"].update(lr=cfg.lr, amp=cfg.amp)
+        config["changes"] = [*config.get("changes", []), changed]
+        I.save(out / "config.json", config)
+    if I.world()[0] == 0:
+        (out / "diverged.json").unlink(missing_ok=True)
+
+
+def of_earlier_versions(run: I.Run, state: dict, path: Path) -> None:
+    """What must be known before a checkpoint of any version is brought back.
+
+    The images that were learned from stay those, however validation images are chosen today.
+    """
+    told = f"{path} is of a version whose first convolution halved 64 pixels: begin again"
+    I.require(state["size"] != 64 or "benchmark" in state["config"], told)
+    y = run.data.y_train
+    train = state["at"]["order"].sort().values
+    told = f"{path} was begun on more training images than there are now, {len(y)}"
+    I.require(train.max() < len(y), f"{told}: bring them back, or choose another --out")
+    if not torch.equal(train, run.train):
+        pool = I.class_balanced(y, run.cfg.subset or len(y))
+        run.train, run.val = train, pool[~torch.isin(pool, train)]
+
+
+# ==== 2. Data =====================================================================================
+
+
+def sha256_of(x: Tensor) -> str:
+    """That of the values of a tensor, whatever their layout in memory."""
+    if x.dim() == 4:
+        x = x.permute(0, 2, 3, 1)  # as images mostly lie
+    return hashlib.sha256(x.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+
+
+def check_data(name: str, data: I.Data) -> None:
+    """One line for data that no net can learn from."""
+    parts = {"train": (data.x_train, data.y_train), "test": (data.x_test, data.y_test)}
+    for part, (x, y) in parts.items():
+        told = f"the data set {name}: x_{part}"
+        shape = list(x.shape)
+        I.require(x.dim() == 4 and shape[1] == 3 and shape[0], f"{told} is {shape}, not [N,3,H,W]")
+        I.require(len(x) == len(y), f"{told} are {len(x)} images, y_{part} {len(y)} labels")
+        in_box = x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1
+        I.require(in_box, f"{told} must be uint8 or in [0, 1]")
+        known = y.dtype == torch.long and 0 <= y.min() <= y.max() < len(data.classes)
+        told = f"the data set {name}: y_{part} must be long, in 0 to {len(data.classes) - 1}"
+        I.require(known, f"{told} as there are {len(data.classes)} names of classes")
+
+
+def facts(name: str, data: I.Data) -> dict:
+    """Counts per class and fingerprints of a data set, for checkpoints; of the built-in nothing.
+
+    The fingerprint of a folder is that of its files, of others that of their pixels.
+    """
+    if name == "shapes":
+        return {}
+    check_data(name, data)
+    sums = data.about.get("files_sha256")
+    if sums is None:
+        sums = [sha256_of(data.x_train), sha256_of(data.x_test)]
+    about = {}
+    for part, x_sum, y in zip(("train", "test"), sums, (data.y_train, data.y_test), strict=True):
+        about[part] = torch.bincount(y, minlength=len(data.classes)).tolist()
+        text = x_sum + sha256_of(y)
+        about[f"{part}_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    return about
+
+
+def described(data: I.Data) -> dict:
+    """The facts of data, and the names of their classes."""
+    return {"classes": data.classes, **data.about}
+
+
+def recorded(out: Path) -> dict:
+    """What a run says of its data; of one of an earlier version the names of classes alone."""
+    known = read_json(out / "config.json").get("data")
+    if known:
+        return known
+    for name in ("best.pt", "last.pt"):
+        with contextlib.suppress(I.InfoardError):
+            return {"classes": I.load_tensors(out / name).get("classes", [])}
+    return {}
+
+
+def of_names(names: list) -> str:
+    """The first of some names of classes."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(map(str, names[:4])) + more
+
+
+def other_classes(old: list, new: list) -> str:
+    """How names of classes differ, in words; nothing if they are the same or not known."""
+    if not old or list(old) == list(new):
+        return ""
+    if sorted(map(str, old)) == sorted(map(str, new)):
+        return f"the same classes in another order ({of_names(old)}, now {of_names(new)})"
+    gone = [name for name in old if name not in new]
+    came = [name for name in new if name not in old]
+    only = [f"only then: {of_names(gone)}"] if gone else []
+    only += [f"only now: {of_names(came)}"] if came else []
+    return f"{len(old)} classes, not these {len(new)} ({'; '.join(only)})"
+
+
+def difference(old: dict, new: dict) -> str:
+    """How the data of before differ from those of now, in words; nothing if they do not."""
+    why = other_classes(old.get("classes", []), new.get("classes", []))
+    if why:
+        return why
+    for part, name in (("train", "training"), ("test", "test")):
+        before, now = old.get(part), new.get(part)
+        if before and now and before != now:
+            if sum(before) != sum(now):
+                return f"{sum(before)} {name} images, not {sum(now)}"
+            return f"{name} images that belong to other classes"
+        before, now = old.get(f"{part}_sha256"), new.get(f"{part}_sha256")
+        if before and now and before != now:
+            return f"other {name} images"
+    return ""
+
+
+def same_data_as_finished(cfg: I.Config, out: Path) -> None:
+    """One line, if a finished run was made on other data; told, if they are not here."""
+    known = recorded(out)
+    if cfg.dataset == "shapes" or not known:
+        return
+    about = {"download": False, "image_size": cfg.image_size}
+    try:
+        data = I.load_dataset(cfg.dataset, cfg.data_dir, **about)
+    except I.InfoardError as error:
+        print(f"{out}: its data cannot be compared with those of now ({error})")
+        return
+    why = difference(known, described(data))
+    I.require(not why, f"{out} was made on {why}: choose another --out")
+
+
+def same_classes(path: str, net: nn.Module, data: I.Data) -> None:
+    """One line, if a net of this program knows other classes than the data; other data are told."""
+    known = getattr(net, "trained_on", {})
+    why = other_classes(known.get("classes", []), data.classes)
+    told = f"{path} was trained on {why}: it is not for these data (if names alone differ: export"
+    I.require(not why, f"{told} {path} leaves bare weights without them)")
+    why = difference(known, described(data))
+    if why:
+        print(f"note: {path} was trained on {why}")
+
+
+def teacher_folder(out: Path, cfg: I.Config) -> Path:
+    """Where the teacher of these settings lies: out, unless it was made on other data."""
+    if not cfg.flip:
+        out = out.with_name(f"{out.name}-noflip")
+    known = {}
+    if (out / "config.json").exists():
+        known = read_json(out / "config.json").get("data")
+    if not known:
+        return out
+    about = {"download": cfg.download, "image_size": cfg.image_size}
+    now = described(I.load_dataset(cfg.dataset, cfg.data_dir, **about))
+    why = difference(known, now)
+    if not why:
+        return out
+    print(f"{out} was made on {why}: another one is needed")
+    return out.with_name(f"{out.name}-{hashlib.sha256(json.dumps(now).encode()).hexdigest()[:8]}")
+
+
+# ==== 3. A folder of one process ==================================================================
+
+
+def is_locked(file, wait: bool) -> bool:
+    """Locks an open file for this process; False where the system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = Path(file.name).read_text() or "another process"
+        folder = Path(file.name).parent
+        told = f"{folder} is in use by {who}"
+        I.require(wait, f"{told}: wait for it to end, or choose another --out")
+        print(f"{told}: waiting for it", flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def take_lock(path: Path, wait: bool):
+    """The open lock file of a folder, with who holds it in it; None where none can be made."""
+    while fcntl is not None:
+        try:
+            file = open(path, "a+")
+        except OSError:  # a folder to be read only: writing will say so
+            return None
+        try:
+            if not is_locked(file, wait):
+                file.close()
+                return None
+            here = os.fstat(file.fileno()).st_ino
+            if path.exists() and path.stat().st_ino == here:  # not removed by who held it
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+    return None
+
+
+def tidy(out: Path) -> None:
+    """Removes what killed processes left half written."""
+    for part in out.glob("*.part*"):
+        if re.search(r"\.part\d+$", part.name):
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Inside, no other process trains into the folder: one line if one does already.
+
+    For a teacher in runs/teachers, which many runs share, it is waited for.
+    """
+    if I.world()[0] != 0:
+        yield
+        return
+    wait = out.parts[-3:-1] == ("runs", "teachers")
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    with contextlib.suppress(OSError):
+        out.mkdir(parents=True, exist_ok=True)
+    lock = take_lock(out / ".lock", wait)
+    try:
+        with contextlib.suppress(OSError):
+            tidy(out)
+        yield
+    except KeyboardInterrupt:
+        if (out / "last.pt").exists():
+            print(f"stopped: what is done is in {out}, --resume goes on")
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            tidy(out)
+        if lock:
+            with contextlib.suppress(OSError):
+                (out / ".lock").unlink()
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            lock.close()
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if nothing was written
+
+
+# ==== 4. Beginning ================================================================================
+
+
+def takes_one(net: nn.Module, size: int) -> bool:
+    """Whether a net can learn from one image: batch norm cannot, where that is one pixel."""
+    device = next(net.parameters()).device
+    with torch.random.fork_rng([]), torch.no_grad():
+        try:
+            copy.deepcopy(net).train()(torch.zeros(1, 3, size, size, device=device))
+        except ValueError as error:
+            return "more than 1 value" not in str(error)
+        except Exception:  # whatever foreign nets raise when they are copied: training will tell
+            return True
+    return True
+
+
+def learned_from(run: I.Run) -> int:
+    """How many images of an epoch are learned from: all, but for a last one alone that batch norm
+    cannot take.
+    """
+    n, ranks = len(run.train), run.ranks
+    I.require(n >= 2 * ranks, f"{n} training images are too few for {ranks} processes: two each")
+    rest = n % run.cfg.batch_size
+    if rest // ranks != 1 or takes_one(run.student, run.size):
+        return n
+    print(f"the last batch of an epoch would be of one image, too few for batch norm at {run.size}")
+    print(f"pixels: {n - rest} of {n} images are learned from in each, others each time")
+    return n - rest
 
 
 def check_possible(cfg: I.Config, device: torch.device) -> None:
@@ -44,13 +406,33 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
     I.require(not cfg.sync_bn or device.type == "cuda", "--sync-bn needs CUDA")
     if cfg.figures:
         importlib.import_module("matplotlib")
+    if cfg.schedule != "cosine":
+        late = [drop for drop in cfg.schedule.split(",") if int(drop) >= cfg.epochs]
+        told = f"warning: --schedule {cfg.schedule} has no effect after {cfg.epochs} epochs"
+        if late:
+            print(f"{told}: the learning rate never falls at {', '.join(late)}")
     if ":" not in cfg.student:
         with torch.device("meta"):
             I.build_model(cfg.student)
 
 
-def provenance(cfg: I.Config, device: torch.device) -> dict:
-    """Where and by what a run is made, for its config.json."""
+def introduce(run: I.Run) -> None:
+    """Prints what InfoARD compares in student and teacher."""
+    if run.info:
+        from companions.taps import describe
+
+        print(describe(run.info))
+
+
+def add_findings(run: I.Run, net: nn.Module, results: dict) -> None:
+    """Adds what the method findings of a net, such as MID's, says of the test images."""
+    if hasattr(net, "findings"):
+        images = I.test_images(run.data, run.cfg.eval_subset, run.device)
+        results["findings"] = net.findings(*images, run.cfg.eps)
+
+
+def provenance(cfg: I.Config, device: torch.device, data: I.Data) -> dict:
+    """Where, by what and on which data a run is made, for its config.json."""
     return {
         "argv": sys.argv,
         "python": sys.version.split()[0],
@@ -61,4 +443,6 @@ def provenance(cfg: I.Config, device: torch.device) -> dict:
         "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
         "source_sha256": I.digest(I.__file__),
         "teacher_sha256": I.digest(cfg.teacher or ""),
+        "teacher_nat_sha256": I.digest(cfg.teacher_nat or ""),
+        "data": described(data),
     }

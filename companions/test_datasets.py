@@ -7,11 +7,12 @@ by theirs. There is no network: urlopen is replaced by one that reads a folder.
 import contextlib
 import hashlib
 import io
-import json
+import os
 import pickle
 import re
 import shutil
 import sys
+import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -302,53 +303,348 @@ def test_folder_is_cached_and_renewed_when_files_change(tmp_path, monkeypatch):
     assert not data.x_train[2].any()
 
 
-def test_images_take_the_size_of_the_first_one(tmp_path):
+def test_images_take_the_size_of_most_not_of_the_first_one(tmp_path, capsys):
     write_folder(tmp_path / "d")
     Image.new("RGB", (20, 9)).save(tmp_path / "d/train/ant/1.png")
     data = load("folder", tmp_path)
-    assert data.x_train.shape == (4, 3, 9, 20)
-    assert data.x_test.shape == (2, 3, 9, 20)
+    assert data.x_train.shape == (4, 3, 8, 8)
+    assert data.x_test.shape == (2, 3, 8, 8)
+    assert (
+        "2 sizes: all are cropped and resampled to 8x8 (5 of 6 have it)" in capsys.readouterr().out
+    )
+    load("folder", tmp_path, image_size=8)
+    assert "sizes" not in capsys.readouterr().out
 
 
-def cache_name(name, size, files):
-    """The name that a cache has had since the first version, of files in the order of names."""
-    state = ""
-    for file in files:
-        stat = file.stat()
-        state += f"{file} {stat.st_size} {stat.st_mtime_ns}\n"
-    return f"{name}-{size}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
-
-
-@each("place, entry", [("d", "d"), ("", "d"), ("new/mine.tar.xz", "new/mine.tar.xz")])
-def test_old_caches_go_on_working(place, entry, small, tmp_path, monkeypatch):
-    small("folder")
-    source = tmp_path / entry
-    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
-    stem = cache_name("folder", 0, files or [source])
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    x = noise(3, 4, seed=5)
-    (cache / f"{stem}.images").write_bytes(x.transpose(0, 2, 3, 1).tobytes())
-    facts = {"labels": [1, 0, 1], "train": 2, "shape": [4, 4, 3], "classes": ["k", "l"]}
-    (cache / f"{stem}.json").write_text(json.dumps(facts))
-    check(load("folder", tmp_path, place), Truth(x[:2], [1, 0], x[2:], [1], ["k", "l"]))
-
-
-def test_a_cache_holds_what_old_versions_read(small, tmp_path):
+def test_a_cache_holds_the_pixels_and_leaves_nothing_else(small, tmp_path):
     truth = small("folder")
     load("folder", tmp_path)
     (facts,) = (tmp_path / "cache").glob("*.json")
     x = np.concatenate([truth.x_train, truth.x_test])
-    y = [*truth.y_train, *truth.y_test]
-    assert json.loads(facts.read_text()) == {
-        "labels": y,
-        "train": len(truth.x_train),
-        "shape": [8, 8, 3],
-        "classes": truth.classes,
-    }
     images = facts.with_suffix(".images").read_bytes()
     assert images == x.transpose(0, 2, 3, 1).tobytes()
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def break_in_place(images, facts):
+    damage(images, 0.5, cut=False)
+
+
+BROKEN_CACHES = {
+    "cut images": lambda images, facts: damage(images, 0.9, cut=True),
+    "other images": break_in_place,
+    "no images": lambda images, facts: images.unlink(),
+    "cut facts": lambda images, facts: damage(facts, 0.5, cut=True),
+    "empty facts": lambda images, facts: facts.write_text(""),
+    "other facts": lambda images, facts: facts.write_text("[1]"),
+    "facts of reader 1": lambda images, facts: facts.write_text('{"labels": [0], "train": 1}'),
+}
+
+
+@each("name", BROKEN_CACHES)
+def test_a_broken_cache_is_made_again(name, small, tmp_path):
+    truth = small("folder")
+    load("folder", tmp_path)
+    (facts,) = (tmp_path / "cache").glob("*.json")
+    BROKEN_CACHES[name](facts.with_suffix(".images"), facts)
+    check(load("folder", tmp_path), truth)
+
+
+def test_a_cache_that_cannot_be_written_is_blamed_not_the_data(small, tmp_path):
+    truth = small("folder")
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(I.InfoardError, match="cannot write decoded images to .*/cache") as error:
+        load("folder", tmp_path)
+    assert one_line(error.value)
+    assert "put train" not in str(error.value)
+    (tmp_path / "cache").unlink()
+    load("folder", tmp_path)
+    with pytest.MonkeyPatch.context() as patch:  # what is decoded is read where nothing is written
+        patch.setattr(datasets, "working_in", None)
+        check(load("folder", tmp_path), truth)
+
+
+def test_what_killed_processes_left_in_the_cache_goes(small, tmp_path):
+    small("folder")
+    for name, age in (("old", 90_000), ("new", 0)):
+        work = tmp_path / f"cache/.decoding{name}"
+        work.mkdir(parents=True)
+        os.utime(work, (time.time() - age,) * 2)
+    load("folder", tmp_path)
+    assert [path.name for path in (tmp_path / "cache").glob(".decoding*")] == [".decodingnew"]
+
+
+def test_a_tilde_is_the_home(small, tmp_path, monkeypatch):
+    truth = small("folder")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check(I.load_dataset("folder", "~/d", cache=tmp_path / "cache"), truth)
+
+
+# ---- what changes, and what does not, when a cache is asked for ----
+
+
+def other_version(root):
+    """The same names, sizes and times with other pixels, as an archive may unpack them."""
+    shutil.copytree(root / "d", root / "e")
+    for path in (root / "e").rglob("*.png"):
+        image = np.asarray(Image.open(path))
+        Image.fromarray(255 - image).save(path, compress_level=0)
+    for path in (root / "d").rglob("*.png"):
+        Image.open(path).save(path, compress_level=0)
+        twin = root / "e" / path.relative_to(root / "d")
+        assert twin.stat().st_size == path.stat().st_size
+        os.utime(path, (1, 1))
+        os.utime(twin, (1, 1))
+
+
+@each("link", ["train", "train/ant", "train/ant/1.png"])
+def test_a_link_that_leads_elsewhere_is_followed(link, small, tmp_path):
+    truth = small("folder")
+    other_version(tmp_path)
+    shutil.copytree(tmp_path / "d", tmp_path / "set")
+    place = tmp_path / "set" / link
+    first = []
+    for version in "de":
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        else:
+            place.unlink()
+        place.symlink_to(tmp_path / version / link)
+        first.append(load("folder", tmp_path, "set").x_train[0].numpy())
+    assert np.array_equal(first[0], truth.x_train[0])
+    assert np.array_equal(first[1], 255 - truth.x_train[0])
+
+
+def test_a_file_with_its_old_size_and_time_is_read_again(small, tmp_path):
+    small("folder")
+    other_version(tmp_path)
+    before = load("folder", tmp_path)
+    shutil.copy2(tmp_path / "e/train/ant/1.png", tmp_path / "d/train/ant/1.png")
+    after = load("folder", tmp_path)
+    assert torch.equal(after.x_train[0], 255 - before.x_train[0])
+    assert before.about != after.about
+
+
+def test_a_link_back_has_no_end_and_is_passed_over(small, tmp_path):
+    truth = small("folder")
+    (tmp_path / "d/train/ant/again").symlink_to(tmp_path / "d/train")
+    check(load("folder", tmp_path), truth)
+
+
+def test_other_spellings_and_other_files_beside_the_images_decode_nothing(
+    small, tmp_path, monkeypatch
+):
+    truth = small("folder")
+    data = load("folder", tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    (tmp_path / "d/runs").mkdir()
+    (tmp_path / "d/runs/log.txt").write_text("of a run that is started here")
+    (tmp_path / "d/train/ant/.DS_Store").write_text("of a file manager")
+    monkeypatch.setattr(datasets, "decode", None)
+    for place in ("d", "d/", "d/../d", "link"):
+        again = load("folder", tmp_path, place)
+        check(again, truth)
+        assert again.about == data.about
+
+
+def test_the_fingerprint_is_of_the_files_wherever_they_lie(small, tmp_path):
+    small("folder")
+    shutil.copytree(tmp_path / "d", tmp_path / "copy")
+    about = [load("folder", tmp_path, place).about for place in ("d", "copy", "new/mine.tar.xz")]
+    assert about[0] == about[1] == about[2]
+    Image.new("RGB", (8, 8)).save(tmp_path / "copy/test/bee/a.png")
+    train, test = load("folder", tmp_path, "copy").about["files_sha256"]
+    assert train == about[0]["files_sha256"][0]
+    assert test != about[0]["files_sha256"][1]
+
+
+# ---- images of all kinds ----
+
+
+RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4  # 0 to 252
+COLOURS = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=2)
+
+
+def two_colours():
+    """A palette of transparent and of opaque red."""
+    image = Image.fromarray((RAMP > 127).astype(np.uint8), "P")
+    image.putpalette([0, 0, 255, 255, 0, 0])
+    return image
+
+
+def with_alpha(level):
+    """A gray level whose picture lies in the alpha channel."""
+    return Image.merge("LA", [Image.new("L", (8, 8), level), Image.fromarray(RAMP)])
+
+
+def upright(orientation):
+    """An image that EXIF turns so that it is COLOURS again."""
+    turns = {3: np.rot90(COLOURS, 2), 6: np.rot90(COLOURS, 1), 8: np.rot90(COLOURS, 3)}
+    image = Image.fromarray(np.ascontiguousarray(turns[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return image, {"exif": exif}
+
+
+GRAY = np.repeat(RAMP[..., None], 3, axis=2)
+RED = np.where(RAMP[..., None] > 127, [255, 0, 0], 255).astype(np.uint8)
+IMAGES = {  # how it is saved; the pixels that must be read; what is told
+    "rgb.png": (lambda: Image.fromarray(COLOURS), COLOURS, None),
+    "gray.png": (lambda: Image.fromarray(RAMP), GRAY, None),
+    "bits.png": (lambda: Image.fromarray(RAMP > 127), np.where(GRAY > 127, 255, 0), None),
+    "sixteen.png": (lambda: Image.fromarray(RAMP.astype(np.uint16) * 257), GRAY, datasets.DEEP),
+    "sixteen.tif": (lambda: Image.fromarray(RAMP.astype(np.uint16) * 257), GRAY, datasets.DEEP),
+    "sixteen.pgm": (lambda: Image.fromarray(RAMP.astype(np.uint16) * 257), GRAY, datasets.DEEP),
+    "big_endian.tif": (lambda: Image.fromarray(RAMP.astype(">u2") * 257), GRAY, datasets.DEEP),
+    "float.tiff": (lambda: Image.fromarray(RAMP.astype(np.float32) / 255), GRAY, datasets.FLOATS),
+    "dark_alpha.png": (lambda: with_alpha(0), 255 - GRAY, datasets.ALPHA),
+    "light_alpha.png": (lambda: with_alpha(255), GRAY, datasets.ALPHA),
+    "opaque.png": (lambda: Image.fromarray(COLOURS).convert("RGBA"), COLOURS, None),
+    "palette.png": (lambda: (two_colours(), {"transparency": 0}), RED, datasets.ALPHA),
+    "palette.gif": (lambda: (two_colours(), {"transparency": 0}), RED, datasets.ALPHA),
+    "gray.gif": (lambda: Image.fromarray(RAMP), GRAY, None),
+    "turned.png": (lambda: upright(6), COLOURS, datasets.TURNED),
+    "turned.webp": (lambda: upright_lossless(8), COLOURS, datasets.TURNED),
+    "turned.tif": (lambda: upright(3), COLOURS, datasets.TURNED),
+    "frames.gif": (lambda: frames(), GRAY, datasets.FRAMES),
+    "frames.tif": (lambda: frames(), GRAY, datasets.FRAMES),
+    "white.png": (lambda: Image.new("L", (8, 8), 255), np.full_like(GRAY, 255), datasets.FLAT),
+    "clear.png": (lambda: Image.new("RGBA", (8, 8)), np.full_like(GRAY, 255), datasets.FLAT),
+    "photo.jfif": (lambda: (Image.fromarray(GRAY), {"format": "PNG"}), GRAY, None),
+}
+
+
+def upright_lossless(orientation):
+    image, options = upright(orientation)
+    return image, options | {"lossless": True}
+
+
+def frames():
+    more = [Image.fromarray(255 - RAMP)]
+    return Image.fromarray(RAMP), {"save_all": True, "append_images": more}
+
+
+def save_as(made, path):
+    image, options = made if isinstance(made, tuple) else (made, {})
+    image.save(path, **options)
+
+
+@each("name", IMAGES)
+def test_images_are_read_as_a_viewer_shows_them(name, tmp_path, capsys):
+    make, pixels, told = IMAGES[name]
+    write_folder(tmp_path / "d")
+    save_as(make(), tmp_path / "d/train/ant" / name)  # after 1.png and 2.png
+    save_as(make(), tmp_path / "d/test/cow" / name)
+    data = load("folder", tmp_path)
+    assert np.array_equal(data.x_train[2].permute(1, 2, 0), pixels)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "images that" in line]
+    if told is None:
+        assert lines == []
+    else:  # once, with a count
+        assert f"warning: images that {told}: 2, such as train/ant/{name}" in lines
+    load("folder", tmp_path)
+    assert [line for line in capsys.readouterr().out.splitlines() if "images that" in line] == lines
+
+
+REFUSED = {  # an image that cannot be meant; why
+    "float.tiff": (lambda: Image.fromarray(RAMP.astype(np.float32)), "from 0.0 to 252.0"),
+    "nan.tiff": (lambda: Image.fromarray(np.full((8, 8), np.nan, np.float32)), "from nan to nan"),
+    "long.tiff": (lambda: Image.fromarray(RAMP.astype(np.int32) * 9999), "32-bit numbers"),
+    "empty.png": (None, "corrupt, cannot identify image file"),
+}
+
+
+@each("name", REFUSED)
+def test_images_without_a_meaning_are_refused_by_name(name, tmp_path):
+    make, why = REFUSED[name]
+    write_folder(tmp_path / "d")
+    file = tmp_path / "d/train/ant" / name
+    file.write_bytes(b"")
+    if make:
+        save_as(make(), file)
+    with pytest.raises(I.InfoardError, match=f"{name}.*{why}") as error:
+        load("folder", tmp_path)
+    assert one_line(error.value)
+    assert "0x" not in str(error.value)  # an address is no help
+
+
+# ---- folders of all kinds ----
+
+
+def test_hidden_files_and_folders_are_no_classes_and_no_images(tmp_path, capsys):
+    truth = write_folder(tmp_path / "d")
+    for name in (".ipynb_checkpoints/1.png", "__MACOSX/1.png", "ant/.cache/1.png", "ant/._1.png"):
+        write_images(tmp_path / "d/train", name)
+    (tmp_path / "d/train/ant/._2.png").write_text("of a Macintosh")
+    write_images(tmp_path / "d", ".Trash/train/a/1.png", "__MACOSX/train/a/1.png")
+    check(load("folder", tmp_path), truth)
+    told = "no classes, passed over in train/: .ipynb_checkpoints, __MACOSX"
+    assert told in capsys.readouterr().out
+
+
+def test_what_is_not_read_is_told_once_by_its_endings(tmp_path, capsys):
+    truth = write_folder(tmp_path / "d")
+    for name in ("ant/a.heic", "ant/b.HEIC", "bee/c.npy", "cow/README"):
+        (tmp_path / "d/train" / name).write_text("")
+    write_images(tmp_path / "d/train", "loose.png")
+    check(load("folder", tmp_path), truth)
+    out = capsys.readouterr().out
+    told = "files in train/ that are not read as images: .heic (2), .npy (1), without an ending (1)"
+    assert told in out
+    assert "1 images lie in train/ itself, in no folder of a class" in out
+    assert "test/ has no images of ant" in out
+
+
+def test_images_in_both_parts_or_in_two_classes_are_told(tmp_path, capsys):
+    write_folder(tmp_path / "d")
+    shutil.copy(tmp_path / "d/train/bee/0.png", tmp_path / "d/test/bee/b.png")
+    shutil.copy(tmp_path / "d/train/bee/0.png", tmp_path / "d/train/cow/0.png")
+    load("folder", tmp_path)
+    out = capsys.readouterr().out
+    assert "1 of 3 test images are training images, too" in out
+    assert "1 training images lie in folders of several classes" in out
+
+
+MISTAKEN = {  # what is done to a folder, and what is told
+    "empty class": (lambda d: (d / "train/bat").mkdir(), "train/bat is a class without images"),
+    "unreadable class": (
+        lambda d: (d / "train/bee/0.png").rename(d / "train/bee/0.heic"),
+        "train/bee is a class without images .it holds 0.heic.",
+    ),
+    "twins": (lambda d: write_images(d, "train/Ant/1.png"), "train has Ant, ant: one class or two"),
+    "test in capitals": (
+        lambda d: [(d / "test" / k).rename(d / "test" / k.upper()) for k in ("bee", "cow")],
+        "BEE/a.png is of class BEE, .*: it has bee, which must be written equally",
+    ),
+    "no test": (
+        lambda d: (d / "test").rename(d / "valid"),
+        "in test/ or val/: it has train, valid",
+    ),
+    "other test": (
+        lambda d: [(d / "test" / k).rename(d / "test" / f"x{k}") for k in ("bee", "cow")],
+        "in test/ or val/: it has test/xbee, test/xcow",
+    ),
+    "empty test": (lambda d: [p.unlink() for p in d.glob("test/*/*")], "test holds no images"),
+    "one class": (
+        lambda d: [shutil.rmtree(d / "train" / k) for k in ("bee", "cow")],
+        "has 1 folders of classes .ant.: two at least",
+    ),
+    "Train": (lambda d: (d / "train").rename(d / "Train"), "no train/ in .* holds Train, test"),
+    "a dead link": (
+        lambda d: (d / "train/ant/z.png").symlink_to(d / "nowhere"),
+        "cannot read .*z.png: No such file",
+    ),
+}
+
+
+@each("name", MISTAKEN)
+def test_mistaken_folders_are_told_by_name(name, tmp_path):
+    change, why = MISTAKEN[name]
+    write_folder(tmp_path / "d")
+    change(tmp_path / "d")
+    with pytest.raises(I.InfoardError, match=why) as error:
+        load("folder", tmp_path)
+    assert one_line(error.value)
 
 
 def test_images_of_an_unknown_class_are_told(tmp_path):

@@ -362,3 +362,27 @@ def test_rank_0_goes_first_and_lets_the_others_go_even_if_it_fails(rank, order, 
     else:
         assert in_turn("ab", size=2) == "abab"
     assert done == order
+
+
+WHOLE = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"RANK": None, "MASTER_ADDR": None}, "LOCAL_RANK is set, but not RANK, MASTER_ADDR"),
+        ({"WORLD_SIZE": ""}, "but not WORLD_SIZE: start by torchrun, or unset it"),
+        ({"LOCAL_RANK": "first"}, "LOCAL_RANK is 'first', which is no number"),
+        ({"RANK": "-1"}, "RANK is '-1', which is no number"),
+        ({"RANK": "1"}, "RANK is 1 of 1 processes: it counts from 0"),
+    ],
+)
+def test_half_an_environment_of_torchrun_is_one_line(change, told, monkeypatch, capsys):
+    for name, value in {**WHOLE, **change}.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert I.main("--dataset shapes --framework natural".split()) == 2
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == 1

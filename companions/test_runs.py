@@ -1,14 +1,40 @@
-"""What holds for runs.py: with which settings a run may go on."""
+"""What holds for runs.py: which run goes on, on which data, alone in its folder."""
 
+import contextlib
+import copy
 import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import threading
+from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 import infoard as I
+from companions import cli, runs
 from companions.runs import same_settings
-from test_infoard import begun, differences, in_the_earlier_form
+from test_infoard import (
+    begun,
+    differences,
+    in_the_earlier_form,
+    noise,
+    one_line,
+    rng,
+    run,
+)
 
 each = pytest.mark.parametrize
+
+
+# ==== 1. Settings =================================================================================
 
 
 OTHER_INFOARD = {  # settings that only InfoARD reads, none as by default
@@ -57,3 +83,528 @@ def test_settings_of_infoard_change_nothing_in_a_plain_run():
         made = begun(framework="at", infoard=False, **options)
         nets.append(made.student.state_dict())
     assert differences(*nets) == []
+
+
+# ==== 2. Runs on folders of images ================================================================
+
+LINE = """--dataset folder --framework natural --student tiny --epochs 1 --batch-size 8 --lr 0.01
+--attacks clean --no-figures --no-progress --device cpu"""
+
+
+def write_images(root, classes=("ant", "bee"), n=12, m=4, seed=0):
+    """A folder of small images, n of each class to train with and m to test."""
+    for part, count in (("train", n), ("test", m)):
+        for k, name in enumerate(classes):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i, image in enumerate(noise(count, 8, seed + 10 * k + len(part))):
+                Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i:02d}.png")
+    return root
+
+
+def said(capsys, *words):
+    """(exit code, what was printed) of the command line."""
+    code = I.main([*LINE.split(), *words])
+    told = capsys.readouterr()
+    return code, told.out + told.err
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """A folder with images in A and a finished run on them in o."""
+    top = tmp_path_factory.mktemp("finished")
+    write_images(top / "A")
+    with contextlib.chdir(top):
+        assert I.main([*LINE.split(), "--data-dir", "A", "--out", "o"]) == 0
+    return top
+
+
+@pytest.fixture
+def place(finished_run, tmp_path, monkeypatch):
+    """A copy of it, as the current folder."""
+    shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def unfinished():
+    """Takes the results away: the run is one to go on with."""
+    Path("o/results.json").unlink()
+
+
+def without_data():
+    """Makes the run one of an earlier version, which kept no facts of its data."""
+    for path in (Path("o/last.pt"), Path("o/best.pt")):
+        file = I.load_tensors(path)
+        del file["data"]
+        torch.save(file, path)
+    config = json.loads(Path("o/config.json").read_text())
+    del config["data"]
+    Path("o/config.json").write_text(json.dumps(config))
+
+
+def another(change):
+    """A copy B of the images, changed."""
+    shutil.copytree("A", "B")
+    change(Path("B"))
+
+
+def rename_class(folder):
+    for part in ("train", "test"):
+        (folder / part / "ant").rename(folder / part / "cow")
+
+
+def move_between_classes(folder):
+    (folder / "train/ant/11.png").rename(folder / "train/bee/99.png")
+    (folder / "train/bee/00.png").rename(folder / "train/ant/99.png")
+
+
+OTHER_DATA = {
+    "classes": (rename_class, r"2 classes, not these 2 \(only then: ant; only now: cow\)"),
+    "more": (lambda d: shutil.copy(d / "train/ant/00.png", d / "train/ant/99.png"), "24 .* not 25"),
+    "fewer": (lambda d: (d / "train/bee/03.png").unlink(), "24 training images, not 23"),
+    "pixels": (
+        lambda d: Image.new("RGB", (8, 8)).save(d / "train/bee/03.png"),
+        "other training images",
+    ),
+    "test": (lambda d: Image.new("RGB", (8, 8)).save(d / "test/bee/03.png"), "other test images"),
+    "swapped": (move_between_classes, "other training images"),
+    "a third class": (
+        lambda d: [
+            shutil.copytree(d / part / "bee", d / part / "cow") for part in ("train", "test")
+        ],
+        r"2 classes, not these 3 \(only now: cow\)",
+    ),
+}
+
+
+@each("begun_only", [False, True])
+@each("name", OTHER_DATA)
+def test_a_run_is_of_its_data(name, begun_only, place, capsys):
+    change, why = OTHER_DATA[name]
+    another(change)
+    if begun_only:
+        unfinished()
+    code, told = said(capsys, "--data-dir", "B", "--out", "o", "--resume")
+    assert code == 2
+    assert re.search(f"error: o was (made|begun) on .*{why}", told)
+    assert one_line(told.strip().splitlines()[-1])
+
+
+@each("begun_only", [False, True])
+def test_the_same_images_elsewhere_are_the_same_data(begun_only, place, capsys):
+    another(lambda folder: None)
+    if begun_only:
+        unfinished()
+    code, told = said(capsys, "--data-dir", "B", "--out", "o", "--resume")
+    assert code == 0
+    assert ("o is finished" in told) != begun_only
+    assert Path("o/results.json").exists()
+
+
+def test_a_finished_run_whose_data_are_gone_says_so(place, capsys):
+    shutil.rmtree("A")
+    code, told = said(capsys, "--data-dir", "A", "--out", "o")
+    assert code == 0
+    assert "o: its data cannot be compared with those of now (no folder in A" in told
+    assert "o is finished" in told
+
+
+def test_a_run_of_an_earlier_version_goes_on_but_not_with_other_classes(place, capsys):
+    without_data()
+    another(rename_class)
+    code, told = said(capsys, "--data-dir", "B", "--out", "o")
+    assert (
+        code == 2 and "o was made on 2 classes, not these 2 (only then: ant; only now: cow)" in told
+    )
+    assert said(capsys, "--data-dir", "A", "--out", "o")[0] == 0
+    unfinished()
+    code, told = said(capsys, "--data-dir", "B", "--out", "o", "--resume")
+    assert code == 2 and "o was begun on 2 classes" in told
+    assert said(capsys, "--data-dir", "A", "--out", "o", "--resume")[0] == 0
+
+
+def test_an_earlier_run_with_fewer_images_now_is_one_line(place, capsys):
+    without_data()
+    unfinished()
+    for path in Path("A/train/bee").glob("0*.png"):
+        path.unlink()
+    code, told = said(capsys, "--data-dir", "A", "--out", "o", "--resume")
+    assert code == 2 and "was begun on more training images than there are now, 14" in told
+
+
+def test_a_net_is_not_evaluated_on_other_classes(place, capsys):
+    another(rename_class)
+    words = "--attacks clean --device cpu --data-dir".split()
+    assert I.main(["eval", "o/best.pt", *words, "A"]) == 0
+    assert "note" not in capsys.readouterr().out
+    assert I.main(["eval", "o/best.pt", *words, "B"]) == 2
+    err = capsys.readouterr().err
+    assert (
+        "o/best.pt was trained on 2 classes, not these 2 (only then: ant; only now: cow)" in err
+        and one_line(err)
+    )
+    Image.new("RGB", (8, 8)).save("A/test/bee/03.png")
+    assert I.main(["eval", "o/best.pt", *words, "A"]) == 0
+    assert "note: o/best.pt was trained on other test images" in capsys.readouterr().out
+    assert (
+        said(capsys, *"--data-dir B --framework rslad --teacher o/best.pt --out t".split())[0] == 2
+    )
+
+
+def test_a_path_with_a_colon_keeps_what_a_checkpoint_says(place, capsys):
+    file = I.load_tensors("o/best.pt")
+    file["config"]["eps"] = 2 / 255
+    Path("runs/12:30").mkdir(parents=True)
+    torch.save(file, "runs/12:30/best.pt")
+    assert cli.settings("runs/12:30/best.pt", {})["eps"] == 2 / 255
+    with pytest.raises(I.InfoardError, match="no checkpoint file at runs/12:31/best.pt"):
+        cli.settings("runs/12:31/best.pt", {})
+    assert not cli.is_file("mine:net") and not cli.is_file("path/to/mine.py:net")
+
+
+def test_a_tilde_is_the_home_of_any_option(place, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    code, told = said(capsys, "--data-dir=~/A", "--out=~/o")
+    assert code == 0 and f"{place}/o is finished" in told
+
+
+def test_kept_teachers_are_of_the_data_of_now(place, capsys):
+    cfg = I.Config(dataset="folder", data_dir="A").resolved()
+    out = Path("o")
+    assert runs.teacher_folder(out, cfg) == out
+    assert runs.teacher_folder(Path("none"), cfg) == Path("none")
+    assert runs.teacher_folder(out, dataclasses.replace(cfg, flip=False)) == Path("o-noflip")
+    another(rename_class)
+    other = dataclasses.replace(cfg, data_dir="B")
+    fresh = runs.teacher_folder(out, other)
+    assert fresh != out and fresh == runs.teacher_folder(out, other)
+    assert "o was made on 2 classes" in capsys.readouterr().out
+    without_data()  # what an earlier version has trained is taken as it was
+    assert runs.teacher_folder(out, other) == out
+
+
+@each("content", [b"", b"{", b"[1]", b"\xff\xfe", None])
+@each("file", ["results.json", "config.json"])
+def test_broken_files_of_a_run_are_one_line(file, content, place, capsys):
+    path = Path("o", file)
+    if content is not None:
+        path.write_bytes(content)
+    elif file == "config.json":
+        path.unlink()
+    else:
+        path.write_text('"text"')
+    code, told = said(capsys, "--data-dir", "A", "--out", "o")
+    assert code == 2
+    assert f"error: o/{file} is missing or broken" in told and one_line(told)
+
+
+def test_settings_that_are_none_are_one_line(place, capsys):
+    Path("o/config.json").write_text('{"settings": [1]}')
+    code, told = said(capsys, "--data-dir", "A", "--out", "o")
+    assert code == 2 and "o/config.json is broken" in told
+
+
+@each("seed, code", [(2**62, 0), (2**62 + 1, 2), (10**30, 2), (-1, 2)])
+def test_any_seed_works_or_is_one_line(seed, code, place, capsys):
+    got, told = said(capsys, "--data-dir", "A", "--out", "s", "--seed", str(seed))
+    assert got == code
+    if code:
+        assert "--seed must lie in" in told and one_line(told)
+
+
+# ==== 3. What data are ============================================================================
+
+
+def small_data(y, size=8, classes=2):
+    images = torch.from_numpy(noise(len(y), size)).contiguous(memory_format=torch.channels_last)
+    names = [str(k) for k in range(classes)]
+    return I.Data(images, torch.tensor(y), images[:2], torch.tensor(y[:2]), names)
+
+
+BAD_DATA = {
+    "labels": (lambda d: d.y_train.fill_(2), "y_train must be long, in 0 to 1"),
+    "numbers": (
+        lambda d: setattr(d, "y_test", d.y_test[:1]),
+        "x_test are 2 images, y_test 1 labels",
+    ),
+    "range": (lambda d: setattr(d, "x_train", d.x_train.float()), "must be uint8 or in .0, 1."),
+    "channels": (lambda d: setattr(d, "x_test", d.x_test[:, :1]), r"x_test is \[2, 1, 8, 8\]"),
+    "none": (lambda d: setattr(d, "x_test", d.x_test[:0]), r"x_test is \[0, 3, 8, 8\]"),
+    "dtype": (lambda d: setattr(d, "y_train", d.y_train.float()), "y_train must be long"),
+}
+
+
+@each("name", BAD_DATA)
+def test_data_that_no_net_can_learn_from_are_one_line(name):
+    change, why = BAD_DATA[name]
+    data = small_data([0, 1, 1, 0])
+    change(data)
+    with pytest.raises(I.InfoardError, match=f"the data set mine:load: {why}|{why}") as error:
+        runs.facts("mine:load", data)
+    assert one_line(error.value)
+
+
+def test_facts_change_with_pixels_and_labels_alone():
+    about = runs.facts("mine", small_data([0, 1, 1, 0]))
+    assert about["train"] == [2, 2] and about["test"] == [1, 1]
+    other_layout = small_data([0, 1, 1, 0])
+    other_layout.x_train = other_layout.x_train.contiguous()
+    assert runs.facts("mine", other_layout) == about
+    assert runs.facts("mine", small_data([1, 0, 1, 0]))["train_sha256"] != about["train_sha256"]
+    brighter = small_data([0, 1, 1, 0])
+    brighter.x_train[0, 0, 0, 0] ^= 1
+    assert runs.facts("mine", brighter)["train_sha256"] != about["train_sha256"]
+    assert runs.facts("shapes", small_data([0, 1])) == {}  # rendered: bits differ by machine
+
+
+def split_as_before(y, val_size):
+    """Validation images as they were chosen before rare classes were kept from losing theirs."""
+    return I.class_balanced(y, min(val_size, len(y) // 10))
+
+
+def made_run(y, **options):
+    data = small_data(y, classes=max(y) + 1)
+    cfg = I.Config(framework="natural", student="tiny", device="cpu", **options).resolved()
+    return I.Run(cfg, data, torch.device("cpu"), {"teacher": None})
+
+
+@given(
+    classes=st.integers(1, 6), n=st.integers(2, 40), more=st.integers(0, 5), val=st.integers(0, 40)
+)
+@settings(max_examples=10)
+def test_balanced_sets_are_split_as_ever(classes, n, more, val):
+    y = [k for k in range(classes) for _ in range(n)] + list(range(min(more, classes)))
+    made = made_run(y, val_size=val)
+    assert torch.equal(made.val, split_as_before(torch.tensor(y), val))
+
+
+@given(counts=st.lists(st.integers(1, 60), min_size=2, max_size=6), val=st.integers(0, 60))
+@settings(max_examples=15)
+def test_no_class_loses_more_than_a_tenth_nor_its_last_image(counts, val):
+    assume(max(counts) - min(counts) > 1)
+    y = [k for k, n in enumerate(counts) for _ in range(n)]
+    made = made_run(y, val_size=val)
+    lost = torch.tensor(y)[made.val].bincount(minlength=len(counts))
+    assert (10 * lost <= torch.tensor(counts)).all()
+    assert sorted([*made.val.tolist(), *made.train.tolist()]) == list(range(len(y)))
+
+
+def test_large_uneven_sets_are_split_as_ever():  # such as SVHN: a tenth is far from any class
+    y = [k for k, n in enumerate((300, 500, 1300)) for _ in range(n)]
+    made = made_run(y, val_size=60)
+    assert torch.equal(made.val, split_as_before(torch.tensor(y), 60))
+
+
+def test_an_earlier_split_is_kept_when_a_run_goes_on():
+    y = [0] * 60 + [1] * 4
+    made = made_run(y)
+    aside = split_as_before(torch.tensor(y), 6)
+    train = torch.arange(64)[~torch.isin(torch.arange(64), aside)]
+    assert not torch.equal(train, made.train)
+    order = train[torch.randperm(len(train), generator=rng())]
+    state = {"size": 8, "config": {}, "at": {"order": order}}
+    runs.of_earlier_versions(made, state, Path("last.pt"))
+    assert torch.equal(made.train, train) and torch.equal(made.val, aside)
+
+
+def test_no_flip_learns_from_images_as_they_lie():
+    images = []
+    for flip in (True, False):
+        made = made_run([0, 1] * 20, flip=flip)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(I, "augment", lambda x, generator, pad, flip: images.append(flip) or x)
+            I.draw(made, torch.arange(4))
+    assert images == [True, False]
+
+
+# ==== 4. Going on =================================================================================
+
+
+def write_run(out, cfg, **more):
+    """The files of a run that has begun."""
+    out.mkdir()
+    config = {"settings": dataclasses.asdict(cfg), **more}
+    (out / "config.json").write_text(json.dumps(config))
+    torch.save({"classes": []}, out / "last.pt")
+    return dataclasses.replace(cfg, resume=True)
+
+
+@each("name", ["teacher", "teacher_nat"])
+def test_the_same_file_under_another_path_is_the_same_teacher(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("t.pt").write_bytes(b"weights")
+    shutil.copy("t.pt", "copy.pt")
+    Path("other.pt").write_bytes(b"others")
+    cfg = I.Config(out="o", **{name: "t.pt"}).resolved()
+    cfg = write_run(Path("o"), cfg, **{f"{name}_sha256": I.digest("t.pt")})
+    for path in ("t.pt", "./t.pt", str(tmp_path / "t.pt"), "copy.pt"):
+        runs.same_run(dataclasses.replace(cfg, **{name: path}), Path("o"))
+    for path in ("other.pt", "missing.pt", None):
+        with pytest.raises(I.InfoardError, match=I.flag_of(name)):
+            runs.same_run(dataclasses.replace(cfg, **{name: path}), Path("o"))
+    shutil.copy("other.pt", "t.pt")
+    with pytest.raises(I.InfoardError, match="t.pt has changed since o was begun"):
+        runs.same_run(cfg, Path("o"))
+
+
+def test_the_advice_after_nan_can_be_followed(tmp_path, monkeypatch, capsys):
+    train_step = I.train_step
+
+    def break_the_second_epoch(made, rows, share):
+        train_step(made, rows, share)
+        if made.at.epoch == 1 and made.cfg.lr > 0.05:
+            made.student.linear.bias.data.fill_(torch.nan)
+
+    monkeypatch.setattr(I, "train_step", break_the_second_epoch)
+    out = tmp_path / "r"
+    options = {"framework": "natural", "resume": True}
+    with pytest.raises(I.InfoardError, match=r"not finite .* --lr 0.1 .*last.pt: --resume goes on"):
+        run(out, lr=0.1, **options)
+    with pytest.raises(I.InfoardError, match="--batch-size 64, not 32"):
+        run(out, lr=0.01, batch_size=32, **options)
+    with pytest.raises(SystemExit):
+        run(out, lr=0.01, stop=1, **options)
+    assert "goes on with --lr 0.01 in the place of 0.1" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["lr"] == 0.01 and config["changes"] == [{"lr": [0.1, 0.01]}]
+    assert not (out / "diverged.json").exists()
+    with pytest.raises(I.InfoardError, match="--lr 0.01, not 0.02"):  # only after NaN
+        run(out, lr=0.02, **options)
+    run(out, lr=0.01, **options)
+    assert I.load_tensors(out / "last.pt")["config"]["lr"] == 0.01
+
+
+def test_weights_that_are_not_finite_are_never_the_last_good_checkpoint(tmp_path, monkeypatch):
+    train_step = I.train_step
+
+    def break_the_last_step(made, rows, share):
+        train_step(made, rows, share)
+        if made.at.position == len(made.train):
+            made.student.conv1.weight.data[0] = torch.inf
+
+    monkeypatch.setattr(I, "train_step", break_the_last_step)
+    with pytest.raises(I.InfoardError, match="last good checkpoint: none"):
+        run(tmp_path / "r", framework="natural")
+    assert not (tmp_path / "r/last.pt").exists()
+
+
+@each("schedule, told", [("1,9", "at 9"), ("8,9", "at 8, 9"), ("1,7", ""), ("cosine", "")])
+def test_drops_after_the_end_are_told(schedule, told, capsys):
+    cfg = I.Config(schedule=schedule, epochs=8, figures=False).resolved()
+    runs.check_possible(cfg, torch.device("cpu"))
+    out = capsys.readouterr().out
+    assert ("never falls" in out) == bool(told)
+    assert told in out
+
+
+def test_a_last_batch_of_one_that_batch_norm_cannot_take_is_left_out(tmp_path, capsys):
+    made = made_run([0, 1] * 9 + [0], batch_size=6, epochs=2, val_size=0, attacks="clean")
+    assert runs.learned_from(made) == 18
+    assert "18 of 19 images are learned from" in capsys.readouterr().out
+    I.fit(made, tmp_path)
+    assert made.at.step == 6
+    assert len(made.at.order) == 19  # others each time
+    assert math.isfinite(made.at.history[-1]["loss"])
+
+
+def test_other_last_batches_are_learned_from():
+    assert runs.learned_from(made_run([0, 1] * 9, batch_size=8, val_size=0)) == 18
+    assert runs.learned_from(made_run([0, 1] * 9, batch_size=9, val_size=0)) == 18
+    made = made_run([0, 1] * 9 + [0], batch_size=6, val_size=0)
+    before = copy.deepcopy(made.student.state_dict())
+    made.size = 32  # more than one pixel: batch norm takes it
+    assert runs.learned_from(made) == 19
+    assert differences(before, made.student.state_dict()) == []
+    with pytest.raises(I.InfoardError, match="1 training images are too few"):
+        runs.learned_from(made_run([0], val_size=0))
+
+
+# ==== 5. One process in a folder ==================================================================
+
+
+def test_a_second_process_is_refused_in_one_line(tmp_path):
+    out = tmp_path / "in/o"
+    with runs.alone_in(out):
+        with pytest.raises(I.InfoardError, match=f"in use by process {os.getpid()} on") as error:
+            with runs.alone_in(out):
+                pass
+        assert one_line(error.value)
+        with runs.alone_in(tmp_path / "other"):
+            pass
+        (out / "last.pt").write_text("")
+    assert [path.name for path in out.iterdir()] == ["last.pt"]
+    with runs.alone_in(out):
+        pass
+
+
+def test_nothing_is_left_where_nothing_was_written(tmp_path):
+    for error in (None, I.InfoardError, KeyboardInterrupt, SystemExit):
+        with contextlib.suppress(I.InfoardError, KeyboardInterrupt, SystemExit):
+            with runs.alone_in(tmp_path / "in/o"):
+                if error:
+                    raise error
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shared_teacher_is_waited_for(tmp_path, capsys):
+    out = tmp_path / "runs/teachers/t"
+    order = []
+
+    def second():
+        with runs.alone_in(out):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with runs.alone_in(out):
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert "waiting for it" in capsys.readouterr().out
+
+
+def test_what_a_killed_process_left_is_taken_over_and_tidied(tmp_path):
+    for name in (".lock", "last.pt.part123", "config.json.part9", "my.part", "a.part1.txt"):
+        (tmp_path / name).write_text("process 1 on another machine")
+    with runs.alone_in(tmp_path):
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {".lock", "my.part", "a.part1.txt"}
+
+
+def test_without_locks_or_a_folder_to_write_in_a_run_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with runs.alone_in(tmp_path / "file/o"):
+        pass
+    monkeypatch.setattr(runs, "fcntl", None)
+    with runs.alone_in(tmp_path / "o"), runs.alone_in(tmp_path / "o"):
+        pass
+
+
+# ==== 6. Busy machines ============================================================================
+
+HEAD = Path(I.__file__).read_text().partition("\nimport torch\n")[0]
+
+
+@each(
+    "program, given, found",
+    [
+        ("/home/me/infoard.py", {}, "10000"),
+        ("/usr/bin/infoard", {}, "10000"),
+        ("mine.py", {}, None),
+        ("", {}, None),
+        ("infoard.py", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("infoard.py", {"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+)
+def test_the_program_lets_idle_threads_give_way(program, given, found, monkeypatch):
+    """What stands before torch is loaded, since OpenMP reads its settings then."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", [program])
+    exec(HEAD, {"__name__": "infoard"})
+    assert os.environ.get("GOMP_SPINCOUNT") == found
