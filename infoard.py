@@ -123,14 +123,19 @@ def optional(name: str) -> Callable:
     return lambda *args, **options: {}
 
 
-def progress_bar(items, text: str = ""):
-    """items, if there is a text, with a bar or, without a terminal, lines; not if TQDM_DISABLE."""
+def progress_bar(items, text: str = "", every: float = 60):
+    """items; if there is a text, with a bar or, without a terminal, a line every so many seconds.
+
+    TQDM_DISABLE in the environment silences both.
+    """
     from tqdm import tqdm
 
     silent = not text or "TQDM_DISABLE" in os.environ
-    if items and not silent and not sys.stderr.isatty() and has_companions():
-        return resolve({}, "companions.cli:now_and_then", "progress")(items, text)
-    return tqdm(items, text, leave=False, disable=True if silent else None)  # None: if no terminal
+    lines = {}
+    if not sys.stderr.isatty():
+        told = "{desc}: {n_fmt} of {total_fmt} after {elapsed}\n"
+        lines = {"delay": every, "mininterval": every, "bar_format": told}
+    return tqdm(items, text, leave=False, disable=silent, **lines)
 
 
 def world() -> tuple[int, int]:

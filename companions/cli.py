@@ -14,9 +14,8 @@ import json
 import os
 import re
 import sys
-import time
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -383,20 +382,6 @@ def parse(verb: str, argv: list[str]) -> dict:
     if mine:
         given["own"] = mine
     return given
-
-
-def now_and_then(items: Sequence, text: str, every: float = 60) -> Iterator:
-    """items; where there is no terminal for a bar, a line of how far it is, every so many seconds.
-
-    Of all ranks the first one tells.
-    """
-    began = told = time.monotonic()
-    for done, item in enumerate(items):
-        now = time.monotonic()
-        if now - told >= every and I.world()[0] == 0:
-            told = now
-            print(f"{text}: {done} of {len(items)} after {now - began:.0f} s", flush=True)
-        yield item
 
 
 def fetched(given: dict) -> dict:

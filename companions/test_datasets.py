@@ -453,9 +453,9 @@ def test_the_fingerprint_is_of_the_files_wherever_they_lie(small, tmp_path):
     about = [load("folder", tmp_path, place).about for place in ("d", "copy", "new/mine.tar.xz")]
     assert about[0] == about[1] == about[2]
     Image.new("RGB", (8, 8)).save(tmp_path / "copy/test/bee/a.png")
-    train, test = load("folder", tmp_path, "copy").about["files_sha256"]
-    assert train == about[0]["files_sha256"][0]
-    assert test != about[0]["files_sha256"][1]
+    changed = load("folder", tmp_path, "copy").about
+    assert changed["train_sha256"] == about[0]["train_sha256"]
+    assert changed["test_sha256"] != about[0]["test_sha256"]
 
 
 # ---- images of all kinds ----

@@ -291,6 +291,7 @@ def test_mtard_follows_the_slower_loss_and_remembers():
     student, teacher, x, y = pair(dtype=F64)
     natural = I.tiny(4, 16, width=2).to(F64).eval()
     options = {"teacher_nat": natural, "epochs": 300, "schedule": "215,260,285", "memory": {}}
+    options["step_size"] = 2 / 255
     w = 0.5
     first = None
     for progress in (0.0, 0.5, 0.99):  # lr falls by 10 at 215/300 and again twice
