@@ -172,7 +172,7 @@ def run_all(infoard: Path, folder: Path, old: Path, only: tuple[str, ...]) -> No
 
 # ==== 3. Fingerprints =============================================================================
 # Times, paths and words, which are no numbers of a run.
-APART = ("seconds", "images_per_s", "checkpoint", "settings", "about", "notes", "checkpoint_sha256")
+APART = ("seconds images_per_s checkpoint settings about notes checkpoint_sha256 precision").split()
 
 
 def leaves(value, path: str) -> dict:
