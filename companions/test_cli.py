@@ -359,7 +359,7 @@ def test_settings_of_a_strangers_file_are_not_ours(config, tmp_path):
 # ==== 4. Pages ====================================================================================
 
 PAGES = [ROOT / "README.md", ROOT / "companions/README.md", *sorted(ROOT.glob("docs/*.md"))]
-PAGES += sorted(ROOT.glob("results/*/README.md"))
+PAGES += sorted(ROOT.glob("results/**/README.md"))
 
 
 def blocks_of(page, kind):
@@ -407,7 +407,7 @@ def check_recipes(words):
     assert verb in ("cells", "tables", "evidence", "lite")
     if verb in ("cells", "tables"):
         assert rest.pop(0) in recipes.SCALES
-    if rest[:1] in (["first"], ["gpu"]):
+    if rest[:1] in (["first"], ["gpu"], ["distance"]):
         rest.pop(0)
     check_settings(cli.parse("train", rest))
 
@@ -437,6 +437,9 @@ def test_every_command_of_the_pages_is_understood(command):
         check_recipes(words[2:])
     elif words[0] == "results/evidence/search.py":
         assert words[1] == "table" or cli.parse("train", words[3:])
+    elif words[0].endswith("contrast.py"):
+        folders = [ROOT / words[1] / name for name in words[2:]]
+        assert (ROOT / words[0]).exists() and all(folder.is_dir() for folder in folders)
     else:
         assert command == "python -m pip install -r requirements.txt"
 

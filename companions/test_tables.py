@@ -25,7 +25,7 @@ each = pytest.mark.parametrize
 approx = partial(pytest.approx, rel=1e-9, abs=1e-9)  # rounding of float64
 RESULTS = Path(I.__file__).with_name("results")
 HOUSE = RESULTS.parent
-PAGES = [HOUSE / "README.md", *HOUSE.glob("docs/*.md"), *RESULTS.glob("*/README.md")]
+PAGES = [HOUSE / "README.md", *HOUSE.glob("docs/*.md"), *RESULTS.rglob("README.md")]
 
 # Accuracies in per cent, with the two decimals that evaluate gives them.
 accuracies = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
@@ -568,7 +568,7 @@ def test_pages_show_the_kept_files():
 def test_pages_show_every_kind_of_table():
     assert {folder for folder, _ in shown("results/")} == {"shapes", "namid", "mid"}
     compared = {Path(folder).name for folder in kept("compare.md")}
-    assert {folder for folder, _ in shown("compare ")} == compared
+    assert {Path(folder).name for folder, _ in shown("compare ")} == compared
 
 
 def test_importing_tables_needs_no_matplotlib():
