@@ -2299,19 +2299,19 @@ def use_still_right(code):
 
 
 CUTS = {  # how to use it, the most lines that it may drag along, itself included
-    "infonce": (use_infonce, 8),
+    "infonce": (use_infonce, 6),
     "kl": (use_kl, 8),
-    "margin": (use_margin, 6),
+    "margin": (use_margin, 4),
     "pgd": (use_pgd, 86),
     "instance_strength": (use_instance_strength, 44),
     "InfoARD": (use_infoard, 462),
-    "rslad_loss": (use_rslad_loss, 15),
+    "rslad_loss": (use_rslad_loss, 14),
     "adaad_loss": (use_adaad_loss, 15),
-    "kl_objective": (use_kl_objective, 15),
-    "teacher_student_objective": (use_teacher_student_objective, 15),
-    "rslad": (use_rslad, 25),
-    "adaad": (use_adaad, 27),
-    "Step": (use_step, 400),
+    "kl_objective": (use_kl_objective, 12),
+    "teacher_student_objective": (use_teacher_student_objective, 12),
+    "rslad": (use_rslad, 24),
+    "adaad": (use_adaad, 26),
+    "Step": (use_step, 381),
     "still_right": (use_still_right, 130),
     "evaluate": (use_evaluate, 325),
 }

@@ -37,6 +37,11 @@ from companions.own import check_loss
 # in nats. mean_kl(p, q, tau, weight): the divergence of two logits, I.mean_kl or one divided by K.
 
 
+def trust_in_teacher(t_adv: Tensor, y: Tensor, beta: float) -> Tensor:
+    """A = softmax(t_adv)_y^beta, [B]: how far a student follows its teacher on x' [IAD]."""
+    return t_adv.softmax(1).gather(1, y[:, None]).squeeze(1) ** beta
+
+
 def iad_loss(
     s: Tensor | None,
     s_adv: Tensor,
@@ -55,7 +60,7 @@ def iad_loss(
     # differs: released code has no A in its first term, no tau in its second
     if warm_up:
         return mean_kl(t, s_adv, tau)
-    trust = t_adv.softmax(1).gather(1, y[:, None]).squeeze(1) ** beta  # A, [B]
+    trust = trust_in_teacher(t_adv, y, beta)
     guided = mean_kl(t, s_adv, tau, trust)
     return guided + mean_kl(s, s_adv, tau, 1 - trust)
 
@@ -84,7 +89,7 @@ def adaiad_loss(
     guided = mean_kl(t_adv, s_adv, tau)
     if warm_up:
         return guided
-    trust = t_adv.softmax(1).gather(1, y[:, None]).squeeze(1) ** beta  # A, [B]
+    trust = trust_in_teacher(t_adv, y, beta)
     return guided + mean_kl(s, s_adv, weight=1 - trust)
 
 
