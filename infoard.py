@@ -205,9 +205,6 @@ def digest(path: str | Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-RANKED = ("teacher", "student", "gap", "uniform", "shuffled")  # signals and controls of ASA
-DISTANCES = ("distance", "distance_mean", "distance_shuffled")  # companions/adaptation.py
-ASA = (*RANKED, *DISTANCES, "off")
 SHAPES_DEFAULTS = {"student": "tiny", "teacher_arch": "tiny_wide", "epochs": 8, "steps": 5}
 IMAGES_DEFAULTS = {"student": "resnet18", "teacher_arch": "wrn_34_10", "epochs": 100, "steps": 10}
 DEFAULT_ATTACKS = "clean,fgsm,pgd,cw,apgd"  # in evaluation
@@ -251,11 +248,11 @@ class Config:
     own: dict = field(default_factory=dict)  # settings that only this framework has
     plus: str = opt("", "terms of other methods to add: igdm, saad or saad_c, igdm:5 its weight")
     infoard: bool = opt(True, "add InfoARD to the base framework")
-    asa: str = opt("teacher", "signal, control or off", " ".join(ASA))
+    asa: str = opt("teacher", "one of ASA, or your own rule of radii as module:function")
     lam_lo: float = opt(1.0, "eps_i of the weakest instance, in units of eps", low=0)
     lam_hi: float = opt(None, "eps_i of the strongest instance, in units of eps", low=0)
     steps_lo: int = opt(0, "attack steps of the weakest instance; 0: all take --steps", low=0)
-    mim: str = opt("infonce", "bound of information terms", "infonce dv nwj jsd vid unpaired off")
+    mim: str = opt("infonce", "bound of information: of BOUNDS, or yours as module:function")
     w_feat: float = opt(0.1, "weight of feature information", low=0)
     w_att: float = opt(0.0, "weight of attention information", low=0)
     w_rel: float = opt(0.0, "weight of the relation term", low=0)
@@ -314,6 +311,8 @@ class Config:
         missing = {name: value for name, value in fill.items() if getattr(self, name) is None}
         unknown = ", ".join(self.own.keys() - framework.options.keys())
         require(not unknown, f"the framework {self.framework} has no option {unknown}")
+        resolve(ASA, self.asa, "--asa")  # section 3
+        resolve(BOUNDS, self.mim, "--mim")  # section 4
         own = {name: default for name, (default, _) in framework.options.items()} | self.own
         cfg = replace(self, **missing, own=own, infoard=self.infoard and framework.infoard)
         if framework.settle:
@@ -556,35 +555,42 @@ FURTHER_ATTACKS = (
 ATTACKS.update({name: f"companions.attacks:{name}" for name in FURTHER_ATTACKS.split()})
 
 
-def instance_strength(
-    signal: Tensor, *, threat: Threat, lam=(1.0, 1.5), ramp=1.0, steps_lo=0, uniform=False
-) -> Threat:
+def instance_strength(signal: Tensor, *, threat: Threat, lam=(1.0, 1.5), steps_lo=0) -> Threat:
     """ASA: a radius, a step size and, if asked for, a number of steps for each instance.
 
         u_i = rank(signal_i)/(B-1),   lam_i = lam_lo + (lam_hi - lam_lo) u_i,           [ours]
-        eps_i = eps (1 + ramp (lam_i - 1)),   alpha_i = alpha eps_i/eps,
-        K_i = round(K_lo + (K - K_lo) u_i)
+        eps_i = lam_i eps,   alpha_i = lam_i alpha,   K_i = round(K_lo + (K - K_lo) u_i)
 
-    signal [B]: larger = attacked harder. threat: base eps and alpha, the most steps K. ramp: how
-    much of this counts, 0 to 1. steps_lo: K_lo, or 0 for no step schedule. uniform: the control of
-    equal mean and cost.
+    signal [B]: larger = attacked harder. threat: base eps and alpha, the most steps K. steps_lo:
+    K_lo, or 0 for no step schedule.
     """
     batch, (low, high) = len(signal), lam
     rank = signal.argsort(stable=True).argsort()
     u = rank / (batch - 1) if batch > 1 else rank + 0.5
-    if uniform:
-        u = torch.full_like(u, 0.5)
-    scale = 1 + ramp * (low + (high - low) * u - 1)
+    scale = low + (high - low) * u
     steps, counts = threat.steps, None
     if steps_lo and steps_lo != threat.steps:
         slope = (threat.steps - steps_lo) / max(batch - 1, 1)
         ranks = range(batch) if batch > 1 else [0.5]
-        by_rank = [int(steps_lo + slope * r + 0.5) for r in ranks]
-        if uniform:  # they differ by one at most
-            by_rank = [(sum(by_rank) + i) // batch for i in range(batch)]
-        counts = active_counts(by_rank)
+        counts = active_counts([int(steps_lo + slope * r + 0.5) for r in ranks])
         steps = sum(rank >= batch - n for n in counts)  # no copy from the host: the k-th step
     return Threat(eps=threat.eps * scale, alpha=threat.alpha * scale, steps=steps, counts=counts)
+
+
+def teacher_margin(t: Tensor, y: Tensor, **how) -> Threat:
+    """ASA's rule: by the margin p_y - max_{k != y} p_k of T(x); how: as instance_strength has it.
+
+    A rule rule(t, y, *, threat, lam, steps_lo, generator, ...) -> Threat of [B] may have an
+    attribute needs, what it asks for: "t"; "s", the student's logits on x; "teacher", it and x.
+    """
+    require(t is not None, "this rule of radii needs logits of the teacher: t")
+    how.pop("generator", None)
+    return instance_strength(margin(as_float32(t).softmax(1), y), **how)
+
+
+ASA = {"teacher": teacher_margin, "off": None}
+FURTHER_RULES = "student gap uniform shuffled distance distance_mean distance_shuffled"
+ASA.update({name: f"companions.adaptation:{name}" for name in FURTHER_RULES.split()})
 
 
 # ==== 4. Mutual information: lower bounds from a score matrix, in nats ============================
@@ -635,24 +641,10 @@ def jsd(scores: Tensor) -> Tensor:
     return objective + (nwj(scores + 1) - objective).detach()
 
 
-def variational_bound(scores: Tensor, entropy: float = 0.0) -> Tensor:
-    """I >= H(Y) + E_p[ log q(y|x) ], f_ij = log q(y_j | x_i) [BA]: no negatives, a normalised q."""
-    return entropy + scores.diag().mean()
-
-
-def unpaired(scores: Tensor) -> Tensor:
-    """A control: infonce of pairs that do not belong together, each i with the next j."""
-    return infonce(scores.roll(1, 1))
-
-
-BOUNDS = {
-    "infonce": infonce,
-    "dv": donsker_varadhan,
-    "nwj": nwj,
-    "jsd": jsd,
-    "vid": variational_bound,
-    "unpaired": unpaired,
-}
+# A bound is bound(scores [B,B]) -> a number; its attribute critic, if it has one, makes the module
+# that gives the scores, critic(dim_s, dim_t, dim, tau), in the place of Critic.
+BOUNDS = {"infonce": infonce, "dv": donsker_varadhan, "nwj": nwj, "jsd": jsd, "off": None}
+BOUNDS.update(vid="companions.bounds:vid", unpaired="companions.bounds:unpaired")
 
 
 def pooled(f: Tensor) -> Tensor:
@@ -673,21 +665,6 @@ class Critic(nn.Module):
         g = F.normalize(self.g(pooled(s)), dim=1)  # [B, dim]
         h = F.normalize(self.h(pooled(t)), dim=1)  # [B, dim]
         return g @ h.T / self.tau  # [B, B]
-
-
-class GaussianCritic(nn.Module):
-    """scores[i,j] = log q(t_j|s_i)/D: Gaussian with a linear mean, per dimension of the target."""
-
-    def __init__(self, dim_s: int, dim_t: int):
-        super().__init__()
-        self.mean = nn.Linear(dim_s, dim_t)
-        self.log_var = nn.Parameter(torch.zeros(dim_t))
-
-    def forward(self, s: Tensor, t: Tensor) -> Tensor:
-        t = F.layer_norm(pooled(t), t.shape[1:2])  # [B, D], not learned: it could turn constant
-        gap = (self.mean(pooled(s))[:, None] - t).square()  # [B, B, D]
-        log_var = self.log_var.clamp(min=-6)
-        return -0.5 * (gap / log_var.exp() + log_var + math.log(2 * math.pi)).mean(2)  # [B, B]
 
 
 # ==== 5. InfoARD: strength and multi-granularity loss as one object ===============================
@@ -837,10 +814,10 @@ class InfoARD(nn.Module):
         taps: str = "",
     ):
         super().__init__()
-        self.asa = lookup(ASA, asa, "ASA signal")
+        self.rule = resolve(ASA, asa, "rule of radii")
         self.lam, self.tau = lam, tau
         self.terms = {}
-        self.bound = None if mim == "off" else lookup(BOUNDS, mim, "mutual-information bound")
+        self.bound = resolve(BOUNDS, mim, "mutual-information bound")
         device = next(student.parameters()).device
         x = torch.zeros(2, *image_shape, device=device)
         named = [pair.strip().partition("=") for pair in taps.split(",") if pair]
@@ -858,8 +835,8 @@ class InfoARD(nn.Module):
         self.critics = nn.ModuleList()
         for name_s, name_t in self.pairs if "feat" in self.weights else []:
             widths = shapes_s[name_s][0], shapes_t[name_t][0]
-            critic = GaussianCritic(*widths) if mim == "vid" else Critic(*widths, dim, tau)
-            self.critics.append(critic.to(device))
+            make = getattr(self.bound, "critic", Critic)
+            self.critics.append(make(*widths, dim, tau).to(device))
         for p in self.parameters() if world()[1] > 1 else []:
             dist.broadcast(p.data, 0)  # the ranks' critics begin as one, and have equal gradients
         if not self.weights:  # what nobody reads costs nothing
@@ -877,51 +854,19 @@ class InfoARD(nn.Module):
             pairs.insert(0, ("penultimate", "penultimate"))
         return pairs
 
-    def strength(
-        self,
-        t,
-        y: Tensor,
-        threat: Threat | None = None,
-        *,
-        s=None,
-        distance=None,
-        generator=None,
-        steps_lo=0,
-    ) -> Threat:
-        """ASA: threat with eps, alpha [B,1,1,1] (and steps [B]), from logits t, s [B,K] on x, or
-        from distance [B], the teacher's boundary_distance.
+    def strength(self, t, y: Tensor, threat: Threat | None = None, **asked) -> Threat:
+        """ASA: threat with eps, alpha [B,1,1,1] (and steps [B]), from the teacher's logits t [B,K].
+
+        asked: what the rule asks for: steps_lo, generator, s, distance, teacher and x.
         """
         threat = threat or Threat()
         told = f"eps must lie in [0, 1], got {threat.eps}: write 8/255 or 0.0314"
         require(isinstance(threat.eps, Tensor) or 0 <= threat.eps <= 1, told)
-        if self.asa == "off":
+        if self.rule is None:
             return threat
-        if self.asa in DISTANCES:
-            told = f"asa={self.asa!r} needs distance=boundary_distance(teacher, x, y), no steps_lo"
-            require(distance is not None and not steps_lo, told)
-            radii = resolve({}, f"companions.adaptation:{self.asa}", "rule of radii")
-            found = radii(distance, threat=threat, lam=self.lam, generator=generator)
-        else:
-            options = {"lam": self.lam, "steps_lo": steps_lo, "uniform": self.asa == "uniform"}
-            signal = self.signal(t, y, s, generator)
-            found = instance_strength(signal, threat=threat, **options)
+        found = self.rule(t, y, threat=threat, lam=self.lam, **asked)
         as_images = (-1, 1, 1, 1)  # so that x + eps is meant
         return replace(found, eps=found.eps.view(as_images), alpha=found.alpha.view(as_images))
-
-    def signal(self, t, y: Tensor, s, generator=None) -> Tensor:
-        """What instance_strength ranks [B], from logits [B,K] on x."""
-        told = f"asa={self.asa!r} needs logits of the"
-        require(t is not None or self.asa not in ("teacher", "gap"), f"{told} teacher: t")
-        require(s is not None or self.asa not in ("student", "gap"), f"{told} student on x: s=s")
-        if self.asa == "teacher":
-            return margin(as_float32(t).softmax(1), y)
-        if self.asa == "student":
-            return margin(as_float32(s).softmax(1), y)
-        if self.asa == "gap":
-            return kl(t, s)
-        if self.asa == "shuffled":  # a control: the same radii, dealt out at random
-            return torch.rand(len(y), generator=generator).to(y.device, non_blocking=True)
-        return torch.zeros(len(y), device=y.device)  # uniform, a control: the mean radius for all
 
     def loss(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The weighted sum of .terms, from the student's latest pass on x_adv, the teacher's on x.
@@ -1071,23 +1016,16 @@ class Step:
 
     def strength(self) -> Threat:
         """That of all instances, or under InfoARD one for each."""
-        if not self.info or self.info.asa == "off":
+        if not self.info or not self.info.rule:
             return self.threat
-        asks_teacher = self.info.asa in ("teacher", "gap")
-        asks_student = self.info.asa in ("student", "gap")
-        distance = None
-        if self.info.asa in DISTANCES:
-            of = resolve({}, "companions.adaptation:boundary_distance", "rule of radii")
-            distance = of(self.needed("teacher"), self.x, self.y)
-        return self.info.strength(
-            self.t if asks_teacher else None,
-            self.y,
-            self.threat,
-            s=predict(self.student, self.x) if asks_student else None,
-            distance=distance,
-            steps_lo=self.cfg.steps_lo,
-            generator=self.generators.get("data"),
-        )
+        needs = getattr(self.info.rule, "needs", ("t",))
+        asked = {"steps_lo": self.cfg.steps_lo, "generator": self.generators.get("data")}
+        if "s" in needs:
+            asked["s"] = predict(self.student, self.x)
+        if "teacher" in needs:
+            asked.update(teacher=self.needed("teacher"), x=self.x)
+        t = self.t if "t" in needs else None
+        return self.info.strength(t, self.y, self.threat, **asked)
 
     def attack(self, objective: Callable, init: str = "uniform") -> None:
         """Sets x_adv: the one pgd of all frameworks, of objective(z, rows=ALL) [B] as in pgd."""

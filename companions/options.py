@@ -32,7 +32,9 @@ def terms(cfg: I.Config) -> list[str]:
 
 def asks_teacher(cfg: I.Config) -> bool:
     """Whether InfoARD, if it is on, looks at the teacher: for strengths or for its terms."""
-    return bool(terms(cfg)) or cfg.asa in ("teacher", "gap", *I.DISTANCES)
+    rule = I.resolve(I.ASA, cfg.asa, "--asa")
+    needs = getattr(rule, "needs", ("t",)) if rule else ()
+    return bool(terms(cfg)) or "t" in needs or "teacher" in needs
 
 
 def as_pixels(value: float) -> str:

@@ -8,7 +8,18 @@ from torch import nn
 
 import infoard as I
 from companions import adaptation
-from test_infoard import each, labels, near, rand, rng, seeds, tiny_net
+from test_infoard import (
+    each,
+    ints,
+    labels,
+    make_info,
+    near,
+    pair,
+    rand,
+    rng,
+    seeds,
+    tiny_net,
+)
 
 EPS = 8 / 255
 
@@ -63,11 +74,15 @@ def test_the_model_and_the_images_are_left_as_they_were():
 LIMITS = st.floats(0, 1).flatmap(lambda low: st.tuples(st.just(low), st.floats(low, 4)))
 
 
+def some_labels(d):
+    return torch.zeros(len(d), dtype=torch.long)
+
+
 @given(seeds, LIMITS)
 def test_radii_are_distances_within_their_limits(seed, lam):
     d = 0.2 * torch.randn(9, generator=rng(seed))
     threat = I.Threat(eps=EPS, alpha=2 / 255, steps=7)
-    found = adaptation.distance(d, threat=threat, lam=lam)
+    found = adaptation.distance(None, some_labels(d), distance=d, threat=threat, lam=lam)
     assert found.steps == 7
     for i in range(9):
         radius = min(max(d[i].item(), lam[0] * EPS), lam[1] * EPS)
@@ -78,17 +93,21 @@ def test_radii_are_distances_within_their_limits(seed, lam):
 @given(seeds)
 def test_controls_have_the_same_radii_or_their_mean(seed):
     d = 0.1 * torch.randn(12, generator=rng(seed))
-    how = {"threat": I.Threat(), "lam": (1.0, 3.0)}
-    own = adaptation.distance(d, **how)
-    dealt = adaptation.distance_shuffled(d, generator=rng(seed), **how)
-    even = adaptation.distance_mean(d, **how)
+    y = some_labels(d)
+    how = {"threat": I.Threat(), "lam": (1.0, 3.0), "distance": d}
+    own = adaptation.distance(None, y, **how)
+    dealt = adaptation.distance_shuffled(None, y, generator=rng(seed), **how)
+    even = adaptation.distance_mean(None, y, **how)
     for name in ("eps", "alpha"):
         radii = getattr(own, name)
         assert torch.equal(radii.sort().values, getattr(dealt, name).sort().values)
         near(getattr(even, name), radii.mean().expand(12), 1e-6)
 
 
-@each("asa", I.DISTANCES)
+DISTANCES = ["distance", "distance_mean", "distance_shuffled"]
+
+
+@each("asa", DISTANCES)
 def test_strength_asks_for_the_distance_by_name(asa):
     info = I.InfoARD(tiny_net(), tiny_net(1), image_shape=(3, 8, 8), asa=asa, mim="off")
     y = labels(4)
@@ -102,6 +121,100 @@ def test_strength_asks_for_the_distance_by_name(asa):
     near(threat.eps.mean(), (EPS + 0.04 + 1.5 * EPS + 1.5 * EPS) / 4, 1e-6)
 
 
+def test_with_the_teacher_they_find_the_distance_themselves():
+    net = linear_net(0)
+    x = rand(6, 3, 4, 4)
+    y = net(x).argmax(1)
+    how = {"threat": I.Threat(), "lam": (0.0, 9.0)}
+    given = adaptation.distance(None, y, distance=adaptation.boundary_distance(net, x, y), **how)
+    found = adaptation.distance(None, y, teacher=net, x=x, **how)
+    assert torch.equal(given.eps, found.eps) and found.eps.unique().numel() > 3
+
+
 def test_without_a_radius_nothing_moves():
-    found = adaptation.distance(torch.ones(3), threat=I.Threat(eps=0.0))
+    threat = I.Threat(eps=0.0)
+    y = labels(3)
+    found = adaptation.distance(None, y, distance=torch.ones(3), threat=threat, lam=(1.0, 2.0))
     assert torch.equal(found.eps, torch.zeros(3)) and torch.equal(found.alpha, torch.zeros(3))
+
+
+# ==== Rules by rank ===============================================================================
+
+
+@given(ints(2, 40), seeds, ints(1, 6), ints(1, 6))
+def test_the_uniform_control_costs_the_same_and_does_not_adapt(b, seed, lo, more):
+    how = {"threat": I.Threat(steps=lo + more), "steps_lo": lo, "lam": (1.0, 1.5)}
+    own = I.teacher_margin(rand(b, 4, seed=seed), labels(b), **how)
+    even = adaptation.uniform(None, labels(b), **how)
+    near(even.eps, own.eps.mean().expand(b), 1e-7)
+    near(even.alpha, own.alpha.mean().expand(b), 1e-7)
+    assert own.steps.sum() == even.steps.sum()
+    spread = even.steps.max() - even.steps.min()
+    assert spread <= 1, even.steps
+
+
+@given(ints(2, 40), seeds)
+def test_shuffled_strengths_are_the_same_ones_for_other_instances(b, seed):
+    student, teacher, *_ = pair()
+    t = rand(b, 4, seed=seed)
+    y = torch.arange(b) % 4
+    own = make_info(student, teacher).strength(t, y)
+    info = make_info(student, teacher, asa="shuffled")
+    mixed = info.strength(t, y, generator=rng(9))
+    assert torch.equal(mixed.eps.sort(0).values, own.eps.sort(0).values)
+    again = info.strength(-t, y, generator=rng(9))
+    assert torch.equal(mixed.eps, again.eps)
+
+
+def test_student_and_gap_rank_what_they_are_named_after():
+    t, s, y = rand(9, 4), rand(9, 4, seed=1), labels(9)
+    how = {"threat": I.Threat(), "lam": (1.0, 1.5)}
+    by_student = adaptation.student(None, y, s=s, **how)
+    sure = s.softmax(1)
+    lead = sure.gather(1, y[:, None])[:, 0] - sure.scatter(1, y[:, None], 0).amax(1)
+    assert torch.equal(by_student.eps.argsort(), lead.argsort())
+    divergence = (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1)
+    assert torch.equal(adaptation.gap(t, y, s=s, **how).eps.argsort(), divergence.argsort())
+
+
+@each("asa, missing", [("student", "student on x: s=s"), ("gap", "teacher: t")])
+def test_a_rule_asks_for_logits_by_name(asa, missing):
+    info = I.InfoARD(tiny_net(), tiny_net(1), image_shape=(3, 8, 8), asa=asa, mim="off")
+    with pytest.raises(I.InfoardError, match=f"asa='{asa}' needs logits of the {missing}"):
+        info.strength(None, labels(4))
+
+
+OWN = """
+from infoard import infonce, instance_strength
+
+def brightness(t, y, *, teacher, x, generator, **how):
+    return instance_strength(x.mean((1, 2, 3)), **how)
+
+def half(scores):
+    return infonce(scores) / 2
+
+brightness.needs = ("teacher",)
+"""
+
+
+def test_a_rule_and_a_bound_of_ones_own_come_in_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN)
+    student, teacher, x, y = pair()
+    cfg = I.Config(asa="mine.py:brightness", mim="mine.py:half", steps=1).resolved()
+    info = make_info(student, teacher, asa=cfg.asa, mim=cfg.mim)
+    step = I.Step(student, teacher, x, y, cfg=cfg, info=info)
+    step.loss()
+    radii = step.threat.eps.flatten()
+    assert torch.equal(radii.argsort(), x.mean((1, 2, 3)).argsort())
+    usual = make_info(student, teacher)
+    usual.critics = info.critics
+    student(x)
+    teacher(x)
+    near(2 * info.loss(x, x), usual.loss(x, x), 1e-6)
+
+
+@each("option", ["asa", "mim"])
+def test_a_misspelt_rule_or_bound_is_refused_before_anything_is_trained(option):
+    with pytest.raises(I.InfoardError, match=f"unknown --{option} 'distanse'"):
+        I.Config(**{option: "distanse"}).resolved()

@@ -142,7 +142,7 @@ def smoke_rows(toy: bool) -> list[tuple[str, str]]:
         rows += recipes.lifted(name, f"--framework {name}")
     if toy:
         return rows[::3]
-    more = {f"asa-{asa}": f"--asa {asa}" for asa in I.ASA[1:]}
+    more = {f"asa-{asa}": f"--asa {asa}" for asa in list(I.ASA)[1:]}
     more |= {f"mim-{mim}": f"--mim {mim}" for mim in ("dv", "nwj", "jsd", "vid", "unpaired")}
     more |= {f"amp-{amp}": f"--amp {amp}" for amp in ("fp16", "off")}
     for net in ("mobilenet_v2", "preact_resnet18", "wrn_10_2", "resnet18"):

@@ -148,8 +148,10 @@ def try_out(tried: dict, framework: str, now: dict) -> None:
     def falling(info, *maps) -> torch.Tensor:
         return whole(info, *maps) * (1 - now["share"])
 
-    def ramped(signal: torch.Tensor, **options) -> I.Threat:
-        return usual(signal, ramp=min(1.0, now["share"] / tried["ramp"]), **options)
+    def ramped(signal: torch.Tensor, lam: tuple[float, float], **options) -> I.Threat:
+        grown = min(1.0, now["share"] / tried["ramp"])
+        low, high = (1 + grown * (factor - 1) for factor in lam)
+        return usual(signal, lam=(low, high), **options)
 
     if "grow" in tried:
         I.InfoARD.loss = growing
