@@ -10,8 +10,9 @@
 # bash reproduce.sh evidence        set up, then the runs of results/evidence: every framework, parts and
 #                                   controls, teachers; two cores, six hours; `evidence first`:
 #                                   the longer runs of its first part; `evidence distance`: radii by
-#                                   the teacher's distance, four hours; `evidence gpu`: one H100, a
-#                                   night, ResNet-18
+#                                   the teacher's distance, three hours; `evidence plugins`: InfoARD
+#                                   beside IGDM, SAAD and averaged weights, two hours; `evidence
+#                                   gpu`: one H100, a night, ResNet-18
 # bash reproduce.sh gpu             set up, then ten minutes that try a machine with CUDA: smoke, parity
 #                                   with the CPU, speed, four students; --device cpu: a dry run
 # bash reproduce.sh lite            set up, then accuracy against time of steps and their schedules:
@@ -45,5 +46,5 @@ case "${1:-}" in
     evidence) setup; exec $PY -m companions.recipes "$@" ;;
     lite) setup; exec $PY -m companions.recipes "$@" ;;
     gpu) setup; exec $PY infoard.py "$@" ;;
-    *) sed -n '2,18s/^# //p' "$0"; exit 2 ;;
+    *) sed -n '2,19s/^# //p' "$0"; exit 2 ;;
 esac

@@ -5,6 +5,7 @@
     python -m companions.recipes evidence [first] [options]   the runs of results/evidence
     python -m companions.recipes evidence gpu [options]       the same question with ResNet-18
     python -m companions.recipes evidence distance [options]  radii by the teacher's own distance
+    python -m companions.recipes evidence plugins [options]   InfoARD beside IGDM, SAAD, averages
     python -m companions.recipes lite [options]               accuracy against time
 
 From the repository root. SCALE is smoke, cpu, gpu or paper; further options go to every run. A row
@@ -493,6 +494,37 @@ def distance_runs(extra: Sequence[str] = ()) -> list[Run]:
         folder = f"{EVIDENCE}/distance/{base}-{teacher}"
         for seed in (10, 11, 12, 13):
             runs += expand(folder, rows, seeds=[seed], common=same, extra=extra, stage=stage + 2)
+    for teacher in ("strong", "medium"):  # the contrast once more, on seeds of its own
+        same = f"{common} --framework rslad --teacher results/evidence/teachers/{teacher}.pt"
+        folder = f"{EVIDENCE}/distance/again-{teacher}"
+        for seed in range(14, 20):
+            rows = DISTANCE[1:3]
+            runs += expand(folder, rows, seeds=[seed], common=same, extra=extra, stage=6)
+    return runs
+
+
+PLUGINS = [  # what else can be added to a base, with InfoARD and without it
+    ("plain", "--no-infoard"),
+    ("infoard", ""),
+    ("ema", "--no-infoard --ema 0.995"),
+    ("infoard_ema", "--ema 0.995"),
+    ("igdm", "--no-infoard --plus igdm"),
+    ("infoard_igdm", "--plus igdm"),
+    ("saad", "--no-infoard --plus saad"),
+    ("all", "--plus igdm,saad --ema 0.995"),
+]
+
+
+def plugin_runs(extra: Sequence[str] = ()) -> list[Run]:
+    """The protocol of results/evidence/plugins: InfoARD and its rivals on one base each."""
+    common = f"{SHORT} {STUDENT} --epochs 3 --attacks clean,fgsm,pgd_sat,cw"
+    common += " --teacher results/evidence/teachers/strong.pt"
+    runs = []
+    for stage, base in enumerate(("rslad", "adaad")):
+        same = f"{common} --framework {base}"
+        folder = f"{EVIDENCE}/plugins/{base}"
+        for seed in (20, 21, 22):
+            runs += expand(folder, PLUGINS, seeds=[seed], common=same, extra=extra, stage=stage + 2)
     return runs
 
 
@@ -862,14 +894,15 @@ def run_gpu_evidence(runner: Runner, extra: list[str]) -> None:
             runner.call("compare", f"{GPU_EVIDENCE}/{name}")
 
 
-def run_distance(runner: Runner, extra: list[str]) -> None:
+def run_protocol(runner: Runner, name: str, runs: list[Run]) -> None:
     """The runs, a closer look at each under APGD, and the comparisons."""
-    if not runner.work(distance_runs(extra), workers=2):
+    if not runner.work(runs, workers=2):
         return
-    for folder in sorted(Path(EVIDENCE, "distance").glob("*/*/s*")):
+    for folder in sorted(Path(EVIDENCE, name).glob("*/*/s*")):
         look(runner, folder, 2000, "clean,pgd_sat,cw,apgd")
-    for folder in sorted(Path(EVIDENCE, "distance").iterdir()):
-        runner.call("compare", str(folder))
+    for folder in sorted(Path(EVIDENCE, name).iterdir()):
+        if Path(folder, "plain").exists():
+            runner.call("compare", str(folder))
 
 
 def run_lite(runner: Runner, extra: list[str]) -> None:
@@ -915,7 +948,9 @@ def main(argv: list[str]) -> int:
         elif verb == "evidence" and words[:1] == ["gpu"]:
             run_gpu_evidence(runner, words[1:])
         elif verb == "evidence" and words[:1] == ["distance"]:
-            run_distance(runner, words[1:])
+            run_protocol(runner, "distance", distance_runs(words[1:]))
+        elif verb == "evidence" and words[:1] == ["plugins"]:
+            run_protocol(runner, "plugins", plugin_runs(words[1:]))
         elif verb == "evidence":
             run_evidence(runner, words)
         elif verb == "lite":
