@@ -1,6 +1,8 @@
 """One cell less another, paired by seed, with 95% intervals over seeds (Student's t), in points.
 
-python results/evidence/distance/contrast.py FOLDER CELL OTHER
+    python results/evidence/contrast.py FOLDER CELL OTHER
+
+Of each column that decides: accuracies of the last epoch, and APGD's where it was looked at.
 """
 
 import json
@@ -12,20 +14,26 @@ from scipy.stats import t
 
 
 def last(run: Path) -> dict:
-    """The accuracies of a run's last epoch."""
-    return json.loads((run / "results.json").read_text())["last"]
+    """The accuracies of a run's last epoch, with those of a closer look as "apgd"."""
+    found = json.loads((run / "results.json").read_text())["last"]
+    look = run / "eval.json"
+    if look.exists():
+        found["apgd"] = json.loads(look.read_text())["apgd"]
+    return found
 
 
 def main(folder: str, cell: str, other: str) -> None:
     """Prints the contrast of each column that decides."""
     seeds = sorted(file.parent.name for file in Path(folder, cell).glob("*/results.json"))
     seeds = [seed for seed in seeds if Path(folder, other, seed, "results.json").exists()]
-    for name in ("clean", "pgd_sat", "cw", "worst"):
+    for name in ("clean", "pgd_sat", "cw", "worst", "apgd"):
         gaps = []
         for seed in seeds:
-            gaps.append(
-                last(Path(folder, cell, seed))[name] - last(Path(folder, other, seed))[name]
-            )
+            one, two = last(Path(folder, cell, seed)), last(Path(folder, other, seed))
+            if one.get(name) is not None and two.get(name) is not None:
+                gaps.append(one[name] - two[name])
+        if len(gaps) < 2:
+            continue
         half = t.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5
         print(f"{name}: {mean(gaps):+.2f} ± {half:.2f}, {len(gaps)} seeds")
 
