@@ -89,8 +89,11 @@ def lookup(table, name: str, what: str):
 def resolve(table: dict, name: str, what: str):
     """The entry called name, or anyone's own, "module:name" (of this folder too), "file.py:name".
 
-    An entry that is such a name itself, of a companion, is imported when it is asked for.
+    An entry that is such a name itself, of a companion, is imported when it is asked for. What is
+    no name is given back.
     """
+    if not isinstance(name, str):
+        return name
     entry = name if ":" in name else lookup(table, name, what)
     if not isinstance(entry, str):
         return entry
@@ -359,6 +362,7 @@ def margin(z: Tensor, y: Tensor) -> Tensor:
 
 
 # ==== 3. Attacks and ASA ==========================================================================
+# To paste pgd, take from above ALL, InfoardError and require, then what stands before it here.
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -366,7 +370,7 @@ class Threat:
     """How strong an attack is, by name, so that no two can be swapped: pgd(f, x, **vars(threat)).
 
     eps, alpha: radius and step in pixel units of [0,1], a number or [B]. steps: int or [B] (long).
-    counts: with steps [B], how many samples each step attacks; saves a wait for the device.
+    counts: with steps [B], active_counts(steps), if they are known; saves a wait for the device.
     """
 
     eps: float | Tensor = 8 / 255
@@ -561,8 +565,8 @@ def instance_strength(signal: Tensor, *, threat: Threat, lam=(1.0, 1.5), steps_l
         u_i = rank(signal_i)/(B-1),   lam_i = lam_lo + (lam_hi - lam_lo) u_i,           [ours]
         eps_i = lam_i eps,   alpha_i = lam_i alpha,   K_i = round(K_lo + (K - K_lo) u_i)
 
-    signal [B]: larger = attacked harder. threat: base eps and alpha, the most steps K. steps_lo:
-    K_lo, or 0 for no step schedule.
+    signal [B]: larger = attacked harder; equal ones rank as they stand in the batch. threat: base
+    eps and alpha, the most steps K. steps_lo: K_lo, or 0 for no step schedule.
     """
     batch, (low, high) = len(signal), lam
     rank = signal.argsort(stable=True).argsort()
@@ -573,15 +577,15 @@ def instance_strength(signal: Tensor, *, threat: Threat, lam=(1.0, 1.5), steps_l
         slope = (threat.steps - steps_lo) / max(batch - 1, 1)
         ranks = range(batch) if batch > 1 else [0.5]
         counts = active_counts([int(steps_lo + slope * r + 0.5) for r in ranks])
-        steps = sum(rank >= batch - n for n in counts)  # no copy from the host: the k-th step
+        steps = sum(rank >= batch - n for n in counts)  # step t is taken by the counts[t] hardest
     return Threat(eps=threat.eps * scale, alpha=threat.alpha * scale, steps=steps, counts=counts)
 
 
 def teacher_margin(t: Tensor, y: Tensor, **how) -> Threat:
     """ASA's rule: by the margin p_y - max_{k != y} p_k of T(x); how: as instance_strength has it.
 
-    A rule rule(t, y, *, threat, lam, steps_lo, generator, ...) -> Threat of [B] may have an
-    attribute needs, what it asks for: "t"; "s", the student's logits on x; "teacher", it and x.
+    A rule rule(t, y, *, threat, lam, steps_lo, generator, ...) -> Threat, eps and alpha of [B], may
+    have an attribute needs, what it asks for: "t"; "s", logits of S(x); "teacher", the net and x.
     """
     require(t is not None, "this rule of radii needs logits of the teacher: t")
     how.pop("generator", None)
@@ -793,8 +797,9 @@ class InfoARD(nn.Module):
 
     loss = -w_feat I_feat - w_att I_att + w_rel R: the information, by the bound mim, of features
     (last three stages, penultimate) and attention maps of S(x') with T(x), a mean over taps; R: the
-    relation_loss of the first, over all ranks. Not alone: cosines leave logits' scale free.
-    taps: modules to compare instead, student's = teacher's, "layer4=norm,layer3=blocks.5".
+    relation_loss of the first tap. All beside a framework's loss: they leave logits' scale free.
+    asa, mim: of ASA and BOUNDS, your own module:function, or a function itself. taps: modules to
+    compare instead, student's = teacher's, "layer4=norm,layer3=blocks.5".
     """
 
     def __init__(
@@ -815,6 +820,8 @@ class InfoARD(nn.Module):
     ):
         super().__init__()
         self.rule = resolve(ASA, asa, "rule of radii")
+        if not isinstance(asa, str) or ":" in asa:
+            self.rule = optional("own:checked_rule")(asa, self.rule) or self.rule
         self.lam, self.tau = lam, tau
         self.terms = {}
         self.bound = resolve(BOUNDS, mim, "mutual-information bound")
@@ -857,14 +864,16 @@ class InfoARD(nn.Module):
     def strength(self, t, y: Tensor, threat: Threat | None = None, **asked) -> Threat:
         """ASA: threat with eps, alpha [B,1,1,1] (and steps [B]), from the teacher's logits t [B,K].
 
-        asked: what the rule asks for: steps_lo, generator, s, distance, teacher and x.
+        threat: that of all, default Threat(). asked: what the rule asks for: steps_lo, generator,
+        s, distance, teacher and x.
         """
         threat = threat or Threat()
         told = f"eps must lie in [0, 1], got {threat.eps}: write 8/255 or 0.0314"
         require(isinstance(threat.eps, Tensor) or 0 <= threat.eps <= 1, told)
         if self.rule is None:
             return threat
-        found = self.rule(t, y, threat=threat, lam=self.lam, **asked)
+        asked = {"steps_lo": 0, "generator": None, "threat": threat, "lam": self.lam, **asked}
+        found = self.rule(t, y, **asked)
         as_images = (-1, 1, 1, 1)  # so that x + eps is meant
         return replace(found, eps=found.eps.view(as_images), alpha=found.alpha.view(as_images))
 
@@ -1601,8 +1610,8 @@ class Progress:
 class Run:
     """All that changes during a training, to be saved and brought back whole.
 
-    Of N ranks each has an N-th of every batch: ASA ranks, batch norm, NAMID and MID's inner step
-    know no more of it.
+    Of N processes each has an N-th of every batch: ASA's order, batch norm, NAMID and MID's inner
+    step know no more of it.
     """
 
     cfg: Config

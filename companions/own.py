@@ -5,12 +5,12 @@
     python infoard.py --student timm:resnet18          timm's nets, if timm is installed
     python infoard.py eval CKPT --attacks clean,pgd,mine:attack
 
-    1  files    2  nets    3  attacks
+    1  files    2  nets    3  attacks    4  rules of radii
 
 A net maps images [B,3,H,W] in [0,1] to logits [B,K]; it is made by a factory, which gets
 num_classes if it takes that. An attack is attack(net, x, y, eps=..., generator=...) -> x' of the
-shape of x; it may go without generator. infoard.py asks for imported, build, checked_attack and
-check_loss by name.
+shape of x; it may go without generator. infoard.py asks for imported, build, checked_attack,
+checked_rule and check_loss by name.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -188,4 +189,45 @@ def checked_attack(name: str, attack: Callable) -> Callable:
 
     checked.norm = norm
     checked.first = getattr(attack, "first", {})
+    return checked
+
+
+# ==== 4. Rules of radii ===========================================================================
+
+
+def checked_rule(name, rule: Callable) -> Callable:
+    """A rule of radii of anyone's own (asa: a name or the function): refused if it gives no Threat
+    whose eps and alpha are [B], or a number for all, in [0, 1].
+    """
+    called = name if isinstance(name, str) else rule.__name__
+    needs = getattr(rule, "needs", ("t",))
+    given = dict.fromkeys(["threat", "lam", "steps_lo", "generator"])
+    given.update({part: None for part in needs if part != "t"})
+    if "teacher" in needs:
+        given["x"] = None
+    why = fits(rule, None, None, **given)
+    contract = "a rule is rule(t, y, *, threat, lam, steps_lo, generator, ...) -> Threat"
+    I.require(not why, f"the rule of radii {called}: {why}; {contract}")
+
+    def checked(t, y: Tensor, **asked) -> I.Threat:
+        found, batch = rule(t, y, **asked), len(y)
+        told = f"the rule of radii {called} gives"
+        I.require(isinstance(found, I.Threat), f"{told} {type(found).__name__}, no Threat")
+        radii = {}
+        for part in ("eps", "alpha"):
+            value = torch.as_tensor(getattr(found, part), device=y.device)
+            if value.dim() == 0:
+                value = value.expand(batch)
+            why = f"{part} {list(value.shape)} for {batch} images, not [{batch}]"
+            I.require(value.numel() == batch, f"{told} {why}")
+            low, high = value.min().item(), value.max().item()
+            within = 0 <= low <= high <= 1  # NaN is not
+            I.require(within, f"{told} {part} from {low:.4g} to {high:.4g}, outside [0, 1]")
+            radii[part] = value.flatten()
+        most = asked["threat"].steps
+        scheduled = isinstance(found.steps, Tensor) or asked["steps_lo"] in (0, most)
+        I.require(scheduled, f"the rule of radii {called} makes no use of steps_lo: leave it at 0")
+        return replace(found, **radii)
+
+    checked.needs = needs
     return checked

@@ -3,6 +3,7 @@ it in one line.
 """
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -13,9 +14,8 @@ import torch
 from torch import nn
 
 import infoard as I
-from test_infoard import ROOT, error_of, one_line, run
+from test_infoard import ROOT, each, error_of, make_info, near, one_line, pair, run
 
-each = pytest.mark.parametrize
 
 MINE = """
 import torch
@@ -273,3 +273,66 @@ def test_the_example_of_the_documents_runs(code, capsys):
     assert "path/to/mine.py:net" in commands[1]
     assert I.main(["--student", "mine.py:net", "--attacks", "clean", *few.split(), "b"]) == 0
     assert "timm:" in commands[2]
+
+
+# ==== Rules of radii ==============================================================================
+
+
+def strength_of(rule, **asked):
+    """The radii that InfoARD makes of a rule of one's own, for six images."""
+    student, teacher, x, y = pair()
+    info = make_info(student, teacher, asa=rule, mim="off")
+    return info.strength(teacher(x), y, **asked)
+
+
+def by_entropy(t, y, **how):
+    p = t.softmax(1)
+    return I.instance_strength((p * p.log()).sum(1), **how)
+
+
+def test_a_function_is_a_rule_of_radii():
+    student, teacher, x, y = pair()
+
+    def mine(t, y, *, generator, **how):
+        return by_entropy(t, y, **how)
+
+    found = strength_of(mine).eps.flatten()
+    p = teacher(x).softmax(1)
+    entropy = -(p * p.log()).sum(1)
+    assert torch.equal(found.argsort(), entropy.argsort(descending=True))
+    near(found.min(), 8 / 255, 1e-7)
+    near(found.max(), 12 / 255, 1e-7)
+
+
+def test_a_number_of_a_rule_is_for_all():
+    threat = strength_of(lambda t, y, *, threat, **others: threat)
+    assert threat.eps.shape == threat.alpha.shape == (6, 1, 1, 1)
+    near(threat.eps, torch.full((6, 1, 1, 1), 8 / 255), 1e-7)
+
+
+@each(
+    "eps, told",
+    [
+        (torch.ones(5), r"eps \[5\] for 6 images"),
+        (torch.full((6,), -0.1), "eps from -0.1 to -0.1, outside"),
+        (torch.full((6,), 1.5), "eps from 1.5 to 1.5, outside"),
+        (torch.full((6,), math.nan), "eps from nan to nan, outside"),
+    ],
+)
+def test_radii_that_are_none_are_refused(eps, told):
+    def mine(t, y, **others):
+        return I.Threat(eps=eps, alpha=torch.full((6,), 0.01))
+
+    with pytest.raises(I.InfoardError, match=f"rule of radii mine gives {told}"):
+        strength_of(mine)
+
+
+def test_a_rule_that_is_none_is_refused():
+    with pytest.raises(I.InfoardError, match="gives Tensor, no Threat"):
+        strength_of(lambda t, y, **others: torch.ones(6))
+    with pytest.raises(I.InfoardError, match="a rule is rule"):
+        strength_of(lambda t: t)
+    with pytest.raises(I.InfoardError, match="makes no use of steps_lo"):
+        strength_of(lambda t, y, *, threat, **others: threat, steps_lo=1)
+    with pytest.raises(I.InfoardError, match="a rule is rule"):
+        strength_of(lambda t, y, *, threat: threat)
