@@ -1201,6 +1201,10 @@ FRAMEWORKS = {
         adaad, needs=("teacher",), defaults={"alpha": 1.0, "lam_hi": 2.0}, static=True
     ),
     "mtard": "companions.frameworks:MTARD",
+    "bmtard": "companions.frameworks:BMTARD",
+    "absld": "companions.frameworks:ABSLD",
+    "adr": "companions.frameworks:ADR",
+    "adr_trades": "companions.frameworks:ADR_TRADES",
     "igdm": "companions.frameworks:IGDM",
     "saad": "companions.frameworks:SAAD",
     "estimators": "companions.namid:ESTIMATORS",
