@@ -491,12 +491,13 @@ def test_temperatures_of_classes_fall_where_losses_are_large(seed, k, rate):
     losses = rand(2, k, seed=seed + 1, hi=100)
     found = frameworks.class_temperatures(tau, losses, rate)
     near(frameworks.class_temperatures(tau, 7 * losses, rate), found)  # a sum or a mean
-    for row in range(2):
-        mean = sum(losses[row].tolist()) / k
-        widest = max(abs(value - mean) for value in losses[row].tolist())
-        for i in range(k):
-            moved = tau[row, i].item() - rate * (losses[row, i].item() - mean) / widest
-            near(found[row, i], min(5.0, max(0.5, moved)))
+    truth = []
+    for old, row in zip(tau.tolist(), losses.tolist(), strict=True):
+        mean = sum(row) / k
+        widest = max(abs(loss - mean) for loss in row)
+        moved = [t - rate * (loss - mean) / widest for t, loss in zip(old, row, strict=True)]
+        truth.append([min(5.0, max(0.5, t)) for t in moved])
+    near(found, torch.tensor(truth, dtype=F64))
     hardest = losses.argmax(1, keepdim=True)
     assert (found.gather(1, hardest) <= tau.gather(1, hardest)).all()
     even = frameworks.class_temperatures(tau, torch.ones(2, k), rate)
@@ -535,7 +536,7 @@ def test_large_classes_are_not_taken_for_hard_ones():
     noted = step.memory["noted"]
     near(noted[2], torch.tensor([0, 1, 4, 0.0]))
     ce = F.cross_entropy(step.s, y, reduction="none")
-    near(noted[1], torch.tensor([0, ce[4], 4 * ce[0], 0]))
+    near(noted[1], torch.tensor([0, ce[4].item(), 4 * ce[0].item(), 0], dtype=F64))
 
 
 @given(ints(1, 400), st.data())
@@ -632,11 +633,12 @@ def test_without_what_is_new_they_teach_what_their_base_does_bit_for_bit(
     near(found[framework, "loss"], found[base, "loss"], 1e-6)  # a sum over classes too, of zeros
 
 
-@each("framework", ["bmtard", "absld", "adr", "adr_trades"])
+@each("framework", ["bmtard", "absld", "adr"])
 def test_what_steps_remember_is_resumed_bit_for_bit(framework, tmp_path):
     """Stopped within the second epoch, after a step that an epoch begins with."""
     options = {"framework": framework, "student": "tiny", "epochs": 3, "steps": 1, "amp": "off"}
-    cfg = I.Config(**options, batch_size=32, device="cpu", val_size=0).resolved()
+    options.update(batch_size=8, device="cpu", val_size=0, infoard=False)
+    cfg = I.Config(**options).resolved()
 
     def new_run():
         torch.manual_seed(1)
@@ -646,20 +648,18 @@ def test_what_steps_remember_is_resumed_bit_for_bit(framework, tmp_path):
     def go(run, first, last):
         for k in range(first, last):
             epoch, i = divmod(k, 2)  # two steps an epoch
-            I.train_step(run, run.train[32 * k : 32 * (k + 1)], (epoch + i / 2) / 3)
+            I.train_step(run, run.train[8 * k : 8 * (k + 1)], (epoch + i / 2) / 3)
 
-    whole = new_run()
+    whole, stopped = new_run(), new_run()
     go(whole, 0, 6)
-    stopped = new_run()
     go(stopped, 0, 3)
     I.save(tmp_path / "last.pt", stopped.state())
     resumed = new_run()
     resumed.load(tmp_path / "last.pt")
     go(resumed, 3, 6)
-    for ours, truth in zip(
-        resumed.student.state_dict().values(), whole.student.state_dict().values(), strict=True
-    ):
-        assert torch.equal(ours, truth)
+    learned = resumed.student.state_dict()
+    for name, value in whole.student.state_dict().items():
+        assert torch.equal(learned[name], value), name
     assert resumed.at.memory.keys() == whole.at.memory.keys()
     for name, value in whole.at.memory.items():
         assert torch.equal(resumed.at.memory[name], value), name
