@@ -1155,7 +1155,7 @@ def at(step: Step) -> Tensor:
 
 def trades(step: Step) -> Tensor:
     """TRADES: the student's own soft label in both problems."""
-    # differs: released code passes x twice in train mode (batch norm)
+    # differs: released code passes x twice in train mode (batch norm), drops lr after 74 epochs
     step.attack(kl_objective(step.student, predict(step.student, step.x)), init="normal")
     return trades_loss(step.s, step.s_adv, step.y, step.cfg.beta, step.mean_kl)
 
