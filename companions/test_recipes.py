@@ -656,7 +656,78 @@ def test_progress_says_how_long_it_still_takes(desk, capfd, monkeypatch):
     assert line == "[6 of 12] runs/3: done in 0:01:00; 6 left, 0:04:00 so far, about 0:06:00 still"
 
 
-# ==== 3. What follows the runs ====================================================================
+# ==== 3. Numbers of others ========================================================================
+
+PUBLISHED = sorted((ROOT / "results/published").rglob("results.json"))
+
+
+def published_results():
+    """(dataset-student, method, source, result) of each."""
+    found = []
+    for file in PUBLISHED:
+        results = json.loads(file.read_text())
+        assert results and results.keys() <= {"best", "last"}, file
+        found += [(*file.parts[-4:-1], result) for result in results.values()]
+    return found
+
+
+def test_published_numbers_say_where_they_come_from_and_who_the_teacher_was():
+    page = (ROOT / "results/published/README.md").read_text()
+    sources = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    for folder, method, label, result in published_results():
+        assert result["source"] and result["teacher"] and result["n"] == 10_000
+        listed = [name for name in sources if label.startswith(name) or folder == name]
+        assert listed, f"{label} is not in the table of README"
+        base, _, more = method.partition("+")
+        alone = base in ("natural", "at", "trades", "adr") and more in ("", "average")
+        assert (result["teacher"] == "none") == alone, (folder, method, label)
+        assert base in I.FRAMEWORKS or base == "saad_c"
+        assert more in ("", "igdm", "saad", "average")
+    assert "Not ours" in page
+
+
+def test_published_numbers_are_accuracies():
+    for folder, method, label, result in published_results():
+        found = tables.numbers(result)
+        assert "aa" in found and found.keys() <= {*tables.COLUMNS}, (folder, method, label)
+        assert all(0 <= value <= 100 for value in found.values())
+        if method != "natural":  # which no attack leaves anything of
+            assert found["aa"] == min(found.values()), (folder, method, label)
+        deviations = result.get("sd", {})
+        assert deviations.keys() <= found.keys() and all(0 < v < 2 for v in deviations.values())
+        assert {*result.get("second_hand", ())} <= {*found, "sd"}
+
+
+@each("method, aa", [("rslad", 52.21), ("adaad", 53.24), ("igdm", 53.45), ("akd", 50.95)])
+def test_the_best_published_teacher_is_the_same_for_every_method(method, aa):
+    """2512.10275, table 10: LTD WRN-34-10."""
+    found = {}
+    for folder, name, _, result in published_results():
+        if folder == "cifar10-resnet18-teachers" and name == method:
+            found[result["teacher"]] = result["aa"]
+    assert len(found) == 10 and max(found, key=found.get) == "LTD WRN-34-10"
+    assert found["LTD WRN-34-10"] == aa
+
+
+def test_published_gains_of_igdm_are_those_of_its_paper():
+    """2312.03286: 52.79 -> 54.02 on CIFAR-10 with LTD WRN-34-10, 28.06 -> 30.32 on CIFAR-100."""
+    found = {}
+    for folder, method, label, result in published_results():
+        if label in ("IGDM-paper-LTD-34-10", "IGDM-paper-BDM-28-10"):
+            found[folder, label[11:14], method] = result["aa"]
+    assert found["cifar10-resnet18", "LTD", "adaad"] == 52.79
+    assert found["cifar10-resnet18", "LTD", "igdm"] == 54.02
+    assert found["cifar100-resnet18", "BDM", "adaad"] == 28.06
+    assert found["cifar100-resnet18", "BDM", "igdm"] == 30.32
+    with_term = [key for key in found if key[2].endswith("igdm")]
+    assert len(with_term) == 5 * 7
+    for folder, teacher, method in with_term:
+        base = "adaad" if method == "igdm" else method.removesuffix("+igdm")
+        if base not in ("at", "trades"):
+            assert found[folder, teacher, method] > found[folder, teacher, base]
+
+
+# ==== 4. What follows the runs ====================================================================
 
 
 def test_tables_have_their_shared_cells_and_published_numbers(desk):
@@ -811,7 +882,7 @@ def test_smoke_tables_killed_and_restarted_give_the_same_files(tmp_path, monkeyp
     assert len(rows) == 35 + 4  # MID's cells are transferred, too
 
 
-# ==== 4. Command line =============================================================================
+# ==== 5. Command line =============================================================================
 
 
 @each("scale", R.SCALES)
@@ -860,7 +931,7 @@ def test_cells_may_be_cut_short():
     assert done.stderr == "" and done.stdout.count("\n") == 1
 
 
-# ==== 5. The scripts around it ====================================================================
+# ==== 6. The scripts around it ====================================================================
 
 PYTHON = """#!/usr/bin/env bash
 for word in "$@"; do echo "[$word]"; done >> calls
