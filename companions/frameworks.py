@@ -311,7 +311,9 @@ def adaiad(step: I.Step) -> Tensor:
     return adaiad_loss(s, s_adv, step.t_adv, step.y, mean_kl=step.mean_kl, **options)
 
 
-def two_teachers(step: I.Step, tau_adv: float | Tensor = 1.0, tau_nat: float | Tensor = 1.0):
+def two_teachers(
+    step: I.Step, tau_adv: float | Tensor = 1.0, tau_nat: float | Tensor = 1.0
+) -> Tensor:
     """MTARD's attack and loss, with a temperature for each teacher."""
     step.attack(I.ce_objective(step.student, step.y), init="normal")
     adversarial = step.mean_kl(step.t_adv / tau_adv, step.s_adv)
@@ -371,9 +373,9 @@ def note_losses(step: I.Step) -> None:
 
 def absld(step: I.Step) -> Tensor:
     """ABSLD: RSLAD with sharper labels for classes that lag behind, softer ones for the others."""
-    # differs: l_k is a mean over the class, in released code a sum: the same where classes are
-    # even. By a shared tensor both labels are divided by both temperatures there, and `best` is
-    # chosen on test images; KL is divided by K
+    # differs: l_k is a mean over the class, in released code a sum (the same where classes are
+    # even). There a shared tensor divides both labels by both temperatures, KL is divided by K,
+    # `best` is chosen on test images, and the first save fails
     tau_adv, tau_nat = temperatures_of_classes(step)[:, step.y]
     step.attack(I.kl_objective(step.student, step.t / tau_adv[:, None]), init="normal")
     s_adv = step.s_adv  # before S(x)
@@ -383,9 +385,10 @@ def absld(step: I.Step) -> Tensor:
 
 
 def average_logits(step: I.Step, decay: float) -> Tensor:
-    """Logits on x of an average of the student over all steps before, which the memory keeps.
+    """Logits on x of an average of the student over all steps before, [B,K].
 
-    average <- decay average + (1-decay) student,  statistics of batch norm too
+    average <- decay average + (1-decay) student, statistics of batch norm too. The memory keeps it,
+    so that a checkpoint is larger by one net.
     """
     net = getattr(step.student, "_orig_mod", step.student)  # not what torch.compile has made of it
     average = {}
