@@ -1102,7 +1102,7 @@ def at(step: Step) -> Tensor:
 
 def trades(step: Step) -> Tensor:
     """TRADES: the student's own soft label in both problems."""
-    # differs: released code passes x twice in train mode (batch norm)
+    # differs: released code passes x twice in train mode (batch norm), drops lr after 74 epochs
     step.attack(kl_objective(step.student, predict(step.student, step.x)), init="normal")
     return trades_loss(step.s, step.s_adv, step.y, step.cfg.beta, step.mean_kl)
 
@@ -1148,6 +1148,10 @@ FRAMEWORKS = {
         adaad, needs=("teacher",), defaults={"alpha": 1.0, "lam_hi": 2.0}, static=True
     ),
     "mtard": "companions.frameworks:MTARD",
+    "bmtard": "companions.frameworks:BMTARD",
+    "absld": "companions.frameworks:ABSLD",
+    "adr": "companions.frameworks:ADR",
+    "adr_trades": "companions.frameworks:ADR_TRADES",
     "igdm": "companions.frameworks:IGDM",
     "saad": "companions.frameworks:SAAD",
     "estimators": "companions.namid:ESTIMATORS",

@@ -50,7 +50,8 @@ def pointwise(scores: Tensor, bound: str = "dv") -> Tensor:
     if bound == "infonce":
         return joint - scores.logsumexp(-1) + math.log(batch)
     itself = torch.eye(batch, dtype=torch.bool, device=scores.device)
-    others = scores.masked_fill(itself, -math.inf)  # the diagonal is left out, not set to zero
+    # differs: released code keeps the diagonal in the mean, with score 0; here it is left out
+    others = scores.masked_fill(itself, -math.inf)
     if bound == "dv":
         return joint - others.logsumexp(-1) + math.log(batch - 1)
     positive = 0.5 * F.logsigmoid(joint)

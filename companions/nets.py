@@ -197,6 +197,8 @@ def wide_resnet(
     silu: SiLU, as some files, not ReLU; bias: of its head; same: see padded_conv; unit: the head
     is a UnitLinear; blocks, channels: of each of the three stages, if not by depth and width.
     """
+    # differs: TRADES' released WRN begins with convolutions of deviation sqrt(2/(k^2 C_out)) and a
+    # head whose bias is 0; this one as torch's layers do
     act = nn.SiLU if silu else nn.ReLU
     blocks = blocks or [(depth - 4) // 6] * 3
     channels = channels or [16 * width, 32 * width, 64 * width]

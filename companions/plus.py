@@ -8,7 +8,18 @@ igdm      + alpha p KL(T(x+d)-T(x-d)||S(x+d)-S(x-d)),  d = x'-x, p: share of tra
 saad      each sample's divergences times h = 5 (H - min H), H: the entropy of T(x')     [SAAD]
 saad_c    as saad, + beta r KL(T(x)||S(x)),  r = 1 - h/max h                             [SAAD]
 
-A number behind a colon is alpha or beta. In a loop of your own these are functions of logits:
+A number behind a colon is alpha or beta; without one they are the papers', by base and data set:
+
+igdm, ResNet-18     at  trades  ard  iad  akd  rslad  adaad   teacher
+cifar10             60  20      5    50   7    0.9    5       LTD WRN-34-10
+cifar100            100 5       50   20   50   3      15      LTD WRN-34-10
+cifar100            220 5       100  50   25   10     70      BDM-AT WRN-28-10 (write igdm:70)
+tinyimagenet        30  20      10   20   10   1      10      RiFT WRN-34-10, PreActResNet-18
+saad_c              0.2 on cifar10, 0.5 on cifar100 and tinyimagenet
+
+A base that is not in the table has what its nearest kin has, other data sets what cifar10 has. The
+alphas were searched for cell by cell and differ by a factor of 100: search on images of your own,
+not on the test set. In a loop of your own these are functions of logits:
 frameworks.saad_weights(t_adv), and infoard.mean_kl(t_slope, s_slope) of the differences.
 
 [IGDM] 2312.03286, tables 17 and 18   [SAAD] 2512.10275, table 16
@@ -21,15 +32,29 @@ from torch import Tensor
 import infoard as I
 from companions.frameworks import saad_weights, slopes
 
-# IGDM's alpha by its base, for ResNet-18 on CIFAR-10 with the LTD teacher; others: that of rslad.
-ALPHA = {"at": 60.0, "trades": 20.0, "ard": 5.0, "iad": 50.0, "rslad": 0.9, "adaad": 5.0}
-BETA = 0.2  # of SAAD-C, on CIFAR-10
+BASES = "at trades ard iad akd rslad adaad".split()
+IGDM_ALPHA = {  # of BASES in turn, as in the table above
+    "cifar10": (60.0, 20.0, 5.0, 50.0, 7.0, 0.9, 5.0),
+    "cifar100": (100.0, 5.0, 50.0, 20.0, 50.0, 3.0, 15.0),
+    "tinyimagenet": (30.0, 20.0, 10.0, 20.0, 10.0, 1.0, 10.0),
+}
+KIN = {"adaiad": "adaad", "adr": "at", "adr_trades": "trades"}  # of all others: rslad
+SAAD_BETA = {"cifar10": 0.2, "cifar100": 0.5, "tinyimagenet": 0.5}
 NAMES = ("igdm", "saad", "saad_c")
+WITHOUT = ("natural", "at", "adr")  # no divergence for SAAD to weigh
+
+
+def usual_weights(framework: str, dataset: str) -> dict[str, float]:
+    """{term: the papers' weight} for a base on a data set."""
+    dataset = dataset if dataset in IGDM_ALPHA else "cifar10"
+    alphas = dict(zip(BASES, IGDM_ALPHA[dataset], strict=True))
+    base = framework if framework in BASES else KIN.get(framework, "rslad")
+    return {"igdm": alphas[base], "saad": 1.0, "saad_c": SAAD_BETA[dataset]}
 
 
 def weights_of(cfg: I.Config) -> dict[str, float]:
     """{term: its weight} of cfg.plus; one line for what cannot be added."""
-    usual = {"igdm": ALPHA.get(cfg.framework, ALPHA["rslad"]), "saad": 1.0, "saad_c": BETA}
+    usual = usual_weights(cfg.framework, cfg.dataset)
     found = {}
     for entry in cfg.plus.split(","):
         name, _, number = entry.strip().partition(":")
@@ -43,7 +68,7 @@ def weights_of(cfg: I.Config) -> dict[str, float]:
             raise I.InfoardError(f"--plus {entry}: write a number, as in igdm:5") from None
         I.require(found[name] >= 0, f"--plus {entry}: a weight must not be negative")
     I.require(not {"saad", "saad_c"} <= found.keys(), "--plus: saad_c is saad with one term more")
-    bare = cfg.framework in ("natural", "at") and {"saad", "saad_c"} & found.keys()
+    bare = cfg.framework in WITHOUT and {"saad", "saad_c"} & found.keys()
     I.require(not bare, f"--plus saad weighs divergences, and {cfg.framework} has none")
     return found
 

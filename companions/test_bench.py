@@ -505,7 +505,7 @@ def test_effects_are_those_of_one_framework(tmp_path, peaks, monkeypatch):
 def test_what_infoard_lifts_is_timed_unless_told_otherwise(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(bench, "time_kinds", lambda kinds, rounds, names, given: seen.append(names))
-    lifted = "at,trades,ard,rslad,akd,iad,adaiad,adaad,mtard,igdm,saad"
+    lifted = "at,trades,ard,rslad,akd,iad,adaiad,adaad,mtard,bmtard,absld,adr,adr_trades,igdm,saad"
     for verb in ("bench", "effects", "growth"):
         assert I.main([verb, "--out", str(tmp_path)]) == 0
     assert I.main(["bench", "--framework", "at,ard"]) == 0

@@ -8,7 +8,7 @@ from companions import frameworks, plus
 from test_infoard import batch_kl, each, labels, make_step, near, rand, tiny_net
 
 X, Y = rand(6, 3, 8, 8).float(), labels(6)
-BASES = ["at", "trades", "ard", "rslad", "iad", "adaad"]
+BASES = ["at", "trades", "ard", "rslad", "iad", "adaad", "akd", "absld", "adr"]
 
 
 def stepped(framework, terms="", **options):
@@ -85,12 +85,50 @@ def test_terms_stand_beside_infoard():
     assert {"feat", "igdm"} <= step.terms.keys()
 
 
-@each("framework, alpha", [("at", 60), ("rslad", 0.9), ("mtard", 0.9)])
-def test_published_weights_are_the_usual_ones(framework, alpha):
-    cfg = I.Config(framework=framework, plus="igdm,saad_c" if framework != "at" else "igdm")
-    found = plus.weights_of(cfg.resolved())
-    assert found["igdm"] == alpha
-    assert framework == "at" or found["saad_c"] == 0.2
+# IGDM's alpha on CIFAR-10, CIFAR-100 (LTD teacher) and Tiny-ImageNet: 2312.03286, tables 17, 18.
+FACTS = {
+    "at": (60, 100, 30),
+    "trades": (20, 5, 20),
+    "ard": (5, 50, 10),
+    "iad": (50, 20, 20),
+    "akd": (7, 50, 10),
+    "rslad": (0.9, 3, 1),
+    "adaad": (5, 15, 10),
+}
+
+
+@each("framework", FACTS)
+def test_published_weights_are_the_usual_ones(framework):
+    found = []
+    for dataset in ("cifar10", "cifar100", "tinyimagenet"):
+        cfg = I.Config(framework=framework, dataset=dataset, plus="igdm").resolved()
+        found.append(plus.weights_of(cfg)["igdm"])
+    assert tuple(found) == FACTS[framework]
+    numbers = {line.split()[0]: line.split() for line in plus.__doc__.splitlines() if line}
+    place = plus.BASES.index(framework) + 1
+    assert float(numbers["cifar10"][place]) == FACTS[framework][0]  # of the table in its help
+    assert float(numbers["tinyimagenet"][place]) == FACTS[framework][2]
+
+
+@each(
+    "framework, dataset, alpha",
+    [
+        ("mtard", "shapes", 0.9),
+        ("absld", "cifar100", 3),
+        ("adaiad", "cifar100", 15),
+        ("adr", "svhn", 60),
+        ("adr_trades", "cifar10", 20),
+        ("trades", "mine:load", 20),
+    ],
+)
+def test_other_bases_and_data_sets_have_the_weights_of_their_kin(framework, dataset, alpha):
+    assert plus.usual_weights(framework, dataset)["igdm"] == alpha
+
+
+@each("dataset, beta", [("cifar10", 0.2), ("cifar100", 0.5), ("tinyimagenet", 0.5)])
+def test_saad_c_has_its_papers_weight(dataset, beta):  # 2512.10275, table 16
+    cfg = I.Config(dataset=dataset, plus="saad_c").resolved()
+    assert plus.weights_of(cfg) == {"saad_c": beta}
 
 
 @each(
@@ -102,6 +140,7 @@ def test_published_weights_are_the_usual_ones(framework, alpha):
         ("rslad", "igdm,igdm:3", "stands twice"),
         ("rslad", "saad,saad_c", "one term more"),
         ("at", "saad", "at has none"),
+        ("adr", "saad_c", "adr has none"),
         ("rslad", "saad:3", "has no weight"),
         ("rslad", "igdm:x", "write a number"),
         ("rslad", "igdm:-1", "must not be negative"),

@@ -28,6 +28,9 @@ SHARED = {
     "dv": {"asa": "off", "mim": "dv"},
     "vid": {"asa": "off", "mim": "vid", "w_att": 0.0},
     "mtard": {"framework": "mtard", "infoard": False},
+    "bmtard": {"framework": "bmtard", "infoard": False},
+    "absld": {"framework": "absld", "infoard": False},
+    "adr": {"framework": "adr", "infoard": False},
 }
 each = pytest.mark.parametrize
 
@@ -64,8 +67,8 @@ def steps_of_each(found: dict) -> None:
         run = I.Run(cfg, SMALL, CPU, {"teacher": net, "teacher_nat": net})
         first_steps(run, 3)
         learned = [*run.student.parameters(), *run.parts["critics"].parameters()]
-        if name == "mtard":
-            learned.append(run.at.memory["w"])
+        run.at.memory.pop("first", None)  # MTARD's unit: a sum over ranks, whose number cancels
+        learned += run.at.memory.values()
         found[name] = torch.cat([p.detach().flatten() for p in learned])
         sums = [I.all_reduce_sum(value) for value in run.at.sums.values()]
         found[f"{name} means"] = torch.stack(sums) / (3 * cfg.batch_size)

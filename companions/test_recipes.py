@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import infoard as I
-from companions import bench, cli, evaluation, tables
+from companions import bench, cli, evaluation, plus, tables
 from companions import recipes as R
 from test_infoard import ROOT, each, near, one_line
 
@@ -49,8 +49,11 @@ def differing(one, other):
 def test_every_cell_of_the_tables_is_a_run_of_its_own(scale, blocks, seeds):
     runs = R.table_runs(scale, ["--epochs", "3", "--data-dir", "/a b"])
     cells = settings_by_name(runs, f"runs/tables/{scale}")
-    frameworks, parts, namid, mid = 9, 9, 4, 4
-    assert len(runs) == len(cells) == blocks * seeds * (2 * frameworks + parts + namid + mid)
+    frameworks, parts, namid, mid, igdm = 9, 9, 4, 4, 0
+    if scale == "paper":
+        frameworks, igdm = 9 + 6, 2 * 7
+    rows = 2 * frameworks + parts + namid + mid + igdm
+    assert len(runs) == len(cells) == blocks * seeds * rows
     for name, cfg in cells.items():
         assert cfg.epochs == 3 and cfg.data_dir == "/a b"  # the user's options win
         assert cfg.out == f"runs/tables/{scale}/{name}" and name.endswith(f"/s{cfg.seed}")
@@ -67,6 +70,8 @@ def test_t1_has_every_framework_plain_and_lifted(scale, blocks, seeds):
         )
         pairs.append((cfg.framework, cfg.infoard))
     names = "at trades ard rslad iad adaad mtard igdm saad".split()
+    if scale == "paper":
+        names += "akd adaiad bmtard absld adr adr_trades".split()
     for name in names:
         assert pairs.count((name, True)) == pairs.count((name, False)) == blocks * seeds
     assert len(pairs) == 2 * len(names) * blocks * seeds
@@ -88,33 +93,94 @@ def test_t2_differs_from_lifted_rslad_in_its_own_part_only(scale):
     assert seen == len(R.T2) * len(scale.blocks) * len(scale.seeds)
 
 
-FACTS = {  # epochs, drops, weight decay, scale of KL; alpha on CIFAR-10, CIFAR-100, Tiny-ImageNet
-    "mtard": (300, "215,260,285", 2e-4, "mean", None),  # released code
-    "at": (110, "100,105", 5e-4, "batchmean", None),  # as AdaAD's released code runs it
-    "trades": (76, "74", 2e-4, "batchmean", None),  # released code: lr / 10 if epoch >= 75, from 1
-    "ard": (200, "100", 2e-4, "mean", (1, 1, 1)),  # released code: lr is local, 0.01 again at 150
-    "rslad": (300, "215,260,285", 2e-4, "mean", (5 / 6, 5 / 6, 5 / 6)),  # released code
-    "iad": (200, "100", 2e-4, "batchmean", None),  # released code, as ARD's
-    "adaad": (200, "100,150", 5e-4, "mean", (1, 1, 1)),  # released code
-    "igdm": (200, "100,150", 5e-4, "batchmean", (5, 15, 10)),  # 2312.03286, tables 17 and 18
-    "saad": (200, "100,150", 5e-4, "batchmean", (1, 20, 10)),  # 2512.10275
+ZHANG, CHEN = "Zhang2019Theoretically", "Chen2021LTD_WRN34_10"
+CHEN20, GOWAL = "Chen2021LTD_WRN34_20", "Gowal2021Improving_28_10_ddpm_100m"
+
+
+@dataclasses.dataclass
+class Fact:
+    """What a paper's row must hold, and where it was read. teacher: on CIFAR-10; mean: whether KL
+    is divided by the number of classes there; more: further settings, on all data sets.
+    """
+
+    source: str
+    epochs: int
+    drops: str
+    decay: float
+    teacher: str = ZHANG
+    mean: bool = False
+    more: dict = dataclasses.field(default_factory=dict)
+
+
+LONG = (300, "215,260,285", 2e-4)
+USUAL = (200, "100,150", 5e-4)
+FACTS = {
+    "mtard": Fact("released code, mtard_resnet18_cifar10.py", *LONG, mean=True),
+    "at": Fact("AdaAD's released code, README: Plain_Madry", 110, "100,105", 5e-4),
+    "trades": Fact("released code: lr/10 if epoch >= 75, from 1", 76, "74", 2e-4),
+    "ard": Fact("released code: lr is local, 0.01 again at 150", 200, "100", 2e-4, mean=True),
+    "rslad": Fact("released code", *LONG, mean=True, more={"alpha": 5 / 6}),
+    "iad": Fact("released code, as ARD's; its teacher: a ResNet-18 by AT", 200, "100", 2e-4),
+    "adaad": Fact("released code", *USUAL, CHEN20, mean=True, more={"alpha": 1}),
+    "igdm": Fact("2312.03286, tables 17 and 18", *USUAL, CHEN),
+    "saad": Fact("2512.10275; 2e-4 in its code", *USUAL, GOWAL, more={"beta": 0}),
+    "akd": Fact("2312.03286, which ran it; alpha is ours", *USUAL, CHEN, more={"alpha": 0.5}),
+    "adaiad": Fact("AdaAD's released code: AdaAD_with_IAD1", *USUAL, CHEN20),
+    "bmtard": Fact("released code, MTARD-extension", *LONG, mean=True),
+    "absld": Fact("released code, resnet18_absld_cifar10.py", *LONG, mean=True),
+    "adr": Fact("released code, config/*/resnet18_pgd_sgd_adr.gin", *USUAL),
+    "adr_trades": Fact("released code, config/*/resnet18_trades_sgd_adr.gin", *USUAL),
 }
+FACTS["trades"].more = {"beta": 6}
+FACTS["ard"].more = {"alpha": 1, "temperature": 30}
+FACTS["iad"].more = {"beta": 0.1, "temperature": 1}
+FACTS["adaiad"].more = {"beta": 0.1, "temperature": 30}
+FACTS["bmtard"].more = {"temperature_rate": 0.001}
+FACTS["absld"].more = {"alpha": 5 / 6, "temperature_rate": 0.1}
+FACTS["adr"].more = {"adr_decay": 0.995}
+FACTS["adr_trades"].more = {"adr_decay": 0.995, "beta": 6}
+OF_ADR = {  # weight of the average's label and its temperature, at the start and at the end
+    "cifar10": {"weight": (0.7, 0.95), "tau": (2.5, 2.0)},
+    "cifar100": {"weight": (0.7, 0.95), "tau": (1.5, 1.0)},
+    "tinyimagenet": {"weight": (0.5, 0.9), "tau": (2.0, 1.5)},
+}
+ALPHAS = {"igdm": (5, 15, 10), "saad": (1, 20, 10)}  # CIFAR-10, CIFAR-100, Tiny-ImageNet
+DATASETS = ("cifar10", "cifar100", "tinyimagenet")
 
 
 @each("framework", FACTS)
 def test_papers_settings_are_those_of_the_papers(framework):
     cells = settings_by_name(R.table_runs("paper"), "runs/tables/paper")
-    epochs, drops, decay, scale, alphas = FACTS[framework]
-    found = []
-    for dataset in ("cifar10", "cifar100", "tinyimagenet"):
+    fact = FACTS[framework]
+    for place, dataset in enumerate(DATASETS):
         cfg = cells[f"{dataset}-resnet18/T1/{framework}/plain/s0"].resolved()
-        assert (cfg.epochs, cfg.schedule, cfg.weight_decay) == (epochs, drops, decay)
-        assert cfg.kl_reduction == (scale if dataset == "cifar10" else "batchmean")
-        alone = I.Config(framework=framework).resolved()
-        assert (cfg.beta, cfg.temperature) == (alone.beta, alone.temperature)
-        found.append(cfg.alpha)
-    assert {paper.framework for paper in R.PAPERS} == FACTS.keys()
-    assert found == pytest.approx(alphas, abs=1e-6) if alphas else found == [None] * 3
+        cifar10 = dataset == "cifar10"
+        assert cfg.kl_reduction == ("mean" if fact.mean and cifar10 else "batchmean")
+        facts = dict(fact.more)
+        if framework in ALPHAS:
+            facts["alpha"] = ALPHAS[framework][place]
+        if framework.startswith("adr"):
+            adr = OF_ADR[dataset]
+            facts.update(adr_weight_lo=adr["weight"][0], adr_weight_hi=adr["weight"][1])
+            facts.update(adr_tau_hi=adr["tau"][0], adr_tau_lo=adr["tau"][1])
+        trained = (fact.epochs, fact.drops)
+        if framework.startswith("adr") and dataset == "tinyimagenet":
+            trained = (80, "40,60")
+        assert (cfg.epochs, cfg.schedule, cfg.weight_decay) == (*trained, fact.decay)
+        for name, value in facts.items():
+            found = cfg.own[name] if name in cfg.own else getattr(cfg, name)
+            assert found == pytest.approx(value, abs=1e-6), name
+        defaults = I.get_framework(framework).defaults
+        for name in ("alpha", "beta", "temperature"):  # none is read that no fact is known of
+            assert name not in defaults or name in facts, name
+    cfg = cells[f"cifar10-resnet18/T1/{framework}/plain/s0"]
+    assert cfg.teacher == f"robustbench:{fact.teacher}" and fact.source
+
+
+def test_facts_are_known_of_every_row_of_the_papers():
+    assert [paper.framework for paper in [*R.PAPERS, *R.LATER]] == list(FACTS)
+    others = {"natural", "estimators", "namid", "namid_trades", "autoencoder", "mid"}
+    assert FACTS.keys() == I.FRAMEWORKS.keys() - others - {"mid_transfer"}
 
 
 def test_teachers_and_scale_of_kl_of_the_papers_hold_on_cifar10_only():
@@ -124,16 +190,23 @@ def test_teachers_and_scale_of_kl_of_the_papers_hold_on_cifar10_only():
         if "/T4/" in name or "/T5/" in name or cfg.dataset == "tinyimagenet":
             assert cfg.teacher is None, name  # these train their own
         elif cfg.dataset == "cifar100":
-            assert cfg.teacher == "robustbench:Chen2021LTD_WRN34_10", name
-    teachers = {}
-    for paper in R.PAPERS:
-        cfg = cells[f"cifar10-mobilenet_v2/T1/{paper.framework}/infoard/s2"]
-        teachers[paper.framework] = cfg.teacher.removeprefix("robustbench:")
-    assert teachers == dict.fromkeys(teachers, "Zhang2019Theoretically") | {
-        "adaad": "Chen2021LTD_WRN34_20",
-        "igdm": "Chen2021LTD_WRN34_10",
-        "saad": "Gowal2021Improving_28_10_ddpm_100m",
-    }
+            assert cfg.teacher == f"robustbench:{CHEN}", name
+
+
+def test_t6_is_igdm_on_each_base_of_its_paper():
+    """Base and base + IGDM, by the settings of 2312.03286: 200 epochs, RSLAD 300, 5e-4, LTD."""
+    assert list(R.T6_BASES) == [*plus.BASES[:5], "rslad", "adaad"]
+    cells = settings_by_name(R.table_runs("paper"), "runs/tables/paper")
+    of_cifar10 = {name for name in cells if name.startswith("cifar10-resnet18/T6/")}
+    assert len(of_cifar10) == 3 * 2 * len(R.T6_BASES)
+    for name in of_cifar10:
+        cfg = cells[name].resolved()
+        base, kind, _ = name.split("/")[2:]
+        assert cfg.framework == base and not cfg.infoard and cfg.kl_reduction == "batchmean"
+        assert cfg.plus == {"plain": "", "igdm": "igdm"}[kind]
+        long = base == "rslad"
+        assert (cfg.epochs, cfg.schedule) == ((300, "215,260,285") if long else (200, "100,150"))
+        assert cfg.weight_decay == 5e-4 and cfg.teacher == f"robustbench:{CHEN}"
 
 
 def test_nets_that_all_seeds_share_are_made_first_and_one_by_one():
@@ -583,7 +656,78 @@ def test_progress_says_how_long_it_still_takes(desk, capfd, monkeypatch):
     assert line == "[6 of 12] runs/3: done in 0:01:00; 6 left, 0:04:00 so far, about 0:06:00 still"
 
 
-# ==== 3. What follows the runs ====================================================================
+# ==== 3. Numbers of others ========================================================================
+
+PUBLISHED = sorted((ROOT / "results/published").rglob("results.json"))
+
+
+def published_results():
+    """(dataset-student, method, source, result) of each."""
+    found = []
+    for file in PUBLISHED:
+        results = json.loads(file.read_text())
+        assert results and results.keys() <= {"best", "last"}, file
+        found += [(*file.parts[-4:-1], result) for result in results.values()]
+    return found
+
+
+def test_published_numbers_say_where_they_come_from_and_who_the_teacher_was():
+    page = (ROOT / "results/published/README.md").read_text()
+    sources = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    for folder, method, label, result in published_results():
+        assert result["source"] and result["teacher"] and result["n"] == 10_000
+        listed = [name for name in sources if label.startswith(name) or folder == name]
+        assert listed, f"{label} is not in the table of README"
+        base, _, more = method.partition("+")
+        alone = base in ("natural", "at", "trades", "adr") and more in ("", "average")
+        assert (result["teacher"] == "none") == alone, (folder, method, label)
+        assert base in I.FRAMEWORKS or base == "saad_c"
+        assert more in ("", "igdm", "saad", "average")
+    assert "Not ours" in page
+
+
+def test_published_numbers_are_accuracies():
+    for folder, method, label, result in published_results():
+        found = tables.numbers(result)
+        assert "aa" in found and found.keys() <= {*tables.COLUMNS}, (folder, method, label)
+        assert all(0 <= value <= 100 for value in found.values())
+        if method != "natural":  # which no attack leaves anything of
+            assert found["aa"] == min(found.values()), (folder, method, label)
+        deviations = result.get("sd", {})
+        assert deviations.keys() <= found.keys() and all(0 < v < 2 for v in deviations.values())
+        assert {*result.get("second_hand", ())} <= {*found, "sd"}
+
+
+@each("method, aa", [("rslad", 52.21), ("adaad", 53.24), ("igdm", 53.45), ("akd", 50.95)])
+def test_the_best_published_teacher_is_the_same_for_every_method(method, aa):
+    """2512.10275, table 10: LTD WRN-34-10."""
+    found = {}
+    for folder, name, _, result in published_results():
+        if folder == "cifar10-resnet18-teachers" and name == method:
+            found[result["teacher"]] = result["aa"]
+    assert len(found) == 10 and max(found, key=found.get) == "LTD WRN-34-10"
+    assert found["LTD WRN-34-10"] == aa
+
+
+def test_published_gains_of_igdm_are_those_of_its_paper():
+    """2312.03286: 52.79 -> 54.02 on CIFAR-10 with LTD WRN-34-10, 28.06 -> 30.32 on CIFAR-100."""
+    found = {}
+    for folder, method, label, result in published_results():
+        if label in ("IGDM-paper-LTD-34-10", "IGDM-paper-BDM-28-10"):
+            found[folder, label[11:14], method] = result["aa"]
+    assert found["cifar10-resnet18", "LTD", "adaad"] == 52.79
+    assert found["cifar10-resnet18", "LTD", "igdm"] == 54.02
+    assert found["cifar100-resnet18", "BDM", "adaad"] == 28.06
+    assert found["cifar100-resnet18", "BDM", "igdm"] == 30.32
+    with_term = [key for key in found if key[2].endswith("igdm")]
+    assert len(with_term) == 5 * 7
+    for folder, teacher, method in with_term:
+        base = "adaad" if method == "igdm" else method.removesuffix("+igdm")
+        if base not in ("at", "trades"):
+            assert found[folder, teacher, method] > found[folder, teacher, base]
+
+
+# ==== 4. What follows the runs ====================================================================
 
 
 def test_tables_have_their_shared_cells_and_published_numbers(desk):
@@ -738,7 +882,7 @@ def test_smoke_tables_killed_and_restarted_give_the_same_files(tmp_path, monkeyp
     assert len(rows) == 35 + 4  # MID's cells are transferred, too
 
 
-# ==== 4. Command line =============================================================================
+# ==== 5. Command line =============================================================================
 
 
 @each("scale", R.SCALES)
@@ -787,7 +931,7 @@ def test_cells_may_be_cut_short():
     assert done.stderr == "" and done.stdout.count("\n") == 1
 
 
-# ==== 5. The scripts around it ====================================================================
+# ==== 6. The scripts around it ====================================================================
 
 PYTHON = """#!/usr/bin/env bash
 for word in "$@"; do echo "[$word]"; done >> calls
