@@ -17,6 +17,8 @@ of statistics, are torch.optim.swa_utils'.
 [SWA] 1803.05407; in adversarial training: Chen et al., ICLR 2021 (robust overfitting)
 """
 
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -121,4 +123,4 @@ def add_raw(run: I.Run, results: dict) -> None:
         dist.broadcast(buffer, 0)  # batch norm's are rank 0's
     raw = I.evaluated(run.cfg, run.student, run.data, run.device)
     results["raw"] = raw | {"epoch": run.at.epoch}
-    I.report(f"{run.cfg.out} raw, without averaging", results["raw"])
+    I.report(f"{Path(run.cfg.out).name} raw, without averaging", results["raw"])
