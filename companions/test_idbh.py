@@ -12,6 +12,7 @@ from torchvision.transforms import functional as vision
 
 import infoard as I
 from companions import idbh
+from companions.test_fast import Waits
 from test_infoard import SMALL, STEPS, begun, each, error_of, near, noise, rng, run
 
 # Below 1: 16,777,215/2**24 is the largest number that torch.rand gives.
@@ -250,6 +251,13 @@ def test_a_resumed_run_draws_the_same(tmp_path):
 
 def test_an_unknown_augmentation_is_one_line(capsys):
     assert "idbh" in error_of(["--augment", "cutmix"], capsys)
+
+
+def test_nothing_waits_for_the_device():
+    with Waits() as waits:
+        made = idbh.idbh(torch.zeros(64, 3, 32, 32, dtype=torch.uint8, device="meta"), rng())
+    assert waits.found == ["nonzero"] * 8  # of numbers on the CPU
+    assert waits.copies == 9 and made.device.type == "meta"
 
 
 def test_nothing_is_warned_of():
