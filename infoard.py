@@ -235,6 +235,9 @@ class Config:
     val_size: int = opt(1000, "training images kept to choose `best`, at most a tenth", low=0)
     image_size: int = opt(0, "pixels to resize to; 0: as they are, or as most are", low=0)
     flip: bool = opt(True, "mirror images in training; --no-flip for letters, signs, left or right")
+    augment: str = opt("crop", "crops and mirror images, idbh, or none", "crop idbh none")
+    extra: str = opt("", "generated images beside the real ones: FILE.npz, a pattern or a list")
+    extra_share: float = opt(0.7, "share of each batch that is of --extra", low=0, high=1)
     student: str = opt(None, "one of MODELS, wrn_<depth>_<width>, of timm, or module:factory")
     benchmark: str = opt(None, "what a folder is in RobustBench", "cifar10 cifar100 imagenet")
     teacher: str = opt(None, "file, https://..., robustbench:ID, module:factory; else trained once")
@@ -271,6 +274,8 @@ class Config:
     weight_decay: float = opt(5e-4, "weight decay", low=0)
     schedule: str = opt("cosine", "or a list of epochs after which lr falls to a tenth: 100,150")
     ema: float = opt(0.0, "decay of a weight average to evaluate instead; 0: none", low=0, high=1)
+    ema_ramp: bool = opt(False, "--ema as in the field: a rising decay, batch norm copied")
+    swa: int = opt(0, "epoch from which weights are averaged to evaluate; 0: none", low=0)
     seed: int = opt(0, "of initialisation, order, augmentation, attacks", low=0, high=1 << 62)
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps")
     amp: str = opt("auto", "half precision; auto: bf16 if in hardware", "auto bf16 fp16 off")
@@ -1340,6 +1345,7 @@ class Data:
     classes: list[str]
     flip: bool = True  # whether a mirror image keeps its label
     about: dict = field(default_factory=dict)  # counts and fingerprint, for checkpoints
+    extra: object = None  # generated images to learn from, too
 
 
 def render_shapes(train: int = 10_000, test: int = 2_000, size: int = 32, seed: int = 0) -> Data:
@@ -1632,9 +1638,11 @@ class Run:
             self.student = self.make_student().to(device, memory_format=torch.channels_last)
             self.evaluated = self.student
             self.parts = {"model": self.student, "critics": nn.ModuleList()}  # of a checkpoint
-            if cfg.ema:
+            if cfg.ema or cfg.swa:
                 average = get_ema_multi_avg_fn(cfg.ema)
                 ema = AveragedModel(self.student, multi_avg_fn=average, use_buffers=True)
+                if cfg.ema_ramp or cfg.swa:
+                    ema = resolve({}, "companions.averaging:average_of", "average")(self)
                 self.parts["ema"] = ema
                 self.evaluated = ema.module
             self.info = None
@@ -1728,7 +1736,12 @@ def draw(run: Run, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Augmented images [B,C,H,W] in [0,1] and labels [B] of these rows, on the device."""
     x = run.x[rows.to(run.x.device, non_blocking=True)]
     y = run.data.y_train[rows].to(run.device, non_blocking=True)
-    x = augment(x, run.generators["data"], run.size // 8, run.data.flip and run.cfg.flip)
+    if run.data.extra:
+        x, y = run.data.extra.mixed(run, x, y)
+    change = augment
+    if run.cfg.augment != "crop":
+        change = resolve({}, f"companions.idbh:{run.cfg.augment}", "augmentation")
+    x = change(x, run.generators["data"], run.size // 8, run.data.flip and run.cfg.flip)
     return to_float(x, run.device), y
 
 
@@ -1759,7 +1772,7 @@ def train_step(run: Run, rows: Tensor, share: float) -> None:
         group["lr"] = run.cfg.lr_at(share)
     run.student.train()
     means = run.learn(x, y, share)
-    if "ema" in run.parts:
+    if run.cfg.ema:
         run.parts["ema"].update_parameters(run.student)
     for name, value in means.items():
         run.at.sums[name] = run.at.sums.get(name, 0) + value * len(y)
@@ -1847,6 +1860,8 @@ def fit(run: Run, out: Path) -> None:
 
             seconds = max(time.time() - began, 1e-6)
             at.epoch, at.position, at.seconds = at.epoch + 1, 0, at.seconds + seconds
+            if cfg.swa:
+                resolve({}, "companions.averaging:end_epoch", "average")(run)
             seen = n // run.ranks * run.ranks
             row = {"epoch": at.epoch, "lr": run.optimizer.param_groups[0]["lr"]}
             row.update({k: all_reduce_sum(v).item() / seen for k, v in at.sums.items()})
@@ -1935,6 +1950,8 @@ def train(cfg: Config | None = None, **given) -> dict:
         data = load_dataset(
             cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size
         )
+        if cfg.extra:
+            data = resolve({}, "companions.extra:attached", "companion")(cfg, data)
         optional("runs:go_on")(cfg, out, data)
         if not begun:
             about = optional("runs:provenance")(cfg, device, data)

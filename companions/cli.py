@@ -200,9 +200,9 @@ VERBS = {  # each: what does it, in a line, an example
 }
 # What no step that is timed depends on: bench has random images and an untrained teacher.
 UNTIMED = (
-    "data_dir download subset val_size benchmark teacher teacher_norm teacher_nat "
-    "teacher_framework teacher_epochs epochs schedule attacks eps_l2 transfer eval_subset "
-    "eval_batch resume figures progress"
+    "data_dir download subset val_size benchmark extra extra_share teacher teacher_norm "
+    "teacher_nat teacher_framework teacher_epochs epochs schedule swa attacks eps_l2 transfer "
+    "eval_subset eval_batch resume figures progress"
 ).split()
 
 OF_FILE = "; default: what the checkpoint says, else"

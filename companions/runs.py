@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import infoard as I
-from companions import options
+from companions import averaging, extra, options
 
 try:
     import fcntl
@@ -233,17 +233,21 @@ def difference(old: dict, new: dict) -> str:
         before, now = old.get(f"{part}_sha256"), new.get(f"{part}_sha256")
         if before and now and before != now:
             return f"other {name} images"
+    before, now = old.get("extra_sha256"), new.get("extra_sha256")
+    if before and now and before != now:
+        return "other generated images"
     return ""
 
 
 def same_data_as_finished(cfg: I.Config, out: Path) -> None:
     """One line, if a finished run was made on other data; told, if they are not here."""
     known = recorded(out)
-    if cfg.dataset == "shapes" or not known:
+    if not known or (cfg.dataset == "shapes" and not cfg.extra):
         return
     about = {"download": False, "image_size": cfg.image_size}
     try:
         data = I.load_dataset(cfg.dataset, cfg.data_dir, **about)
+        data.about = data.about | extra.identity(cfg)
     except I.InfoardError as error:
         print(f"{out}: its data cannot be compared with those of now ({error})")
         return
@@ -400,6 +404,8 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
     if I.world()[0] == 0:
         for line in options.remarks(cfg):
             print(line)
+    averaging.check(cfg)
+    extra.check(cfg)
     ranks = I.world()[1]
     told = f"--batch-size must be a multiple of {ranks}, the ranks"
     I.require(cfg.batch_size % ranks == 0, told)
@@ -425,7 +431,11 @@ def introduce(run: I.Run) -> None:
 
 
 def add_findings(run: I.Run, net: nn.Module, results: dict) -> None:
-    """Adds what the method findings of a net, such as MID's, says of the test images."""
+    """Adds what the method findings of a net, such as MID's, says of the test images, and how the
+    student itself does where an average of its weights is evaluated.
+    """
+    if "ema" in run.parts:
+        averaging.add_raw(run, results)
     if hasattr(net, "findings"):
         images = I.test_images(run.data, run.cfg.eval_subset, run.device)
         results["findings"] = net.findings(*images, run.cfg.eps)

@@ -7,11 +7,11 @@
     1  columns    2  finished runs    3  text    4  pairs    5  tables    6  gains
     7  accuracy beside time
 
-A run is a folder with results.json: {which: result of evaluate}, where which is best, last or
-transfer; eval.json beside it, which `infoard.py eval --out` writes, is read as a fourth, and stands
-for a run where it is alone, as that of a stranger's checkpoint does. Runs in
-folders s0, s1, ... are the seeds of one cell, and cells of one folder are compared seed by seed:
-DIR/rslad/infoard with DIR/rslad/plain. Between functions they travel as {cell: {seed: run}}.
+A run is a folder with results.json: {which: result of evaluate}, where which is best, last, raw
+or transfer; eval.json beside it, which `infoard.py eval --out` writes, is read as another, and
+stands for a run where it is alone, as that of a stranger's checkpoint does. Runs in folders s0, s1,
+... are the seeds of one cell, and cells of one folder are compared seed by seed: DIR/rslad/infoard
+with DIR/rslad/plain. Between functions they travel as {cell: {seed: run}}.
 """
 
 import json
@@ -381,6 +381,7 @@ def protocols_of(shown: list[dict]) -> list[str]:
 WHICH = {
     "best": "the checkpoint chosen on validation images",
     "last": "the last epoch",
+    "raw": "the last epoch, without the averaging of weights",
     "transfer": "attacks made on an undefended net",
     "eval": "evaluated afterwards",
 }
@@ -422,7 +423,7 @@ def run_tables(folder: str) -> None:
     """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
     folders = finished(folder)
     results = read(folders)
-    made = {which: table(results, which) for which in ("best", "last", "transfer", "eval")}
+    made = {which: table(results, which) for which in WHICH}
     if made["last"][1:] == made["best"][1:]:
         del made["last"]  # the last epoch was the best
     made = {which: lines for which, lines in made.items() if len(lines) > 1}

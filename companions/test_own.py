@@ -16,7 +16,6 @@ from torch import nn
 import infoard as I
 from test_infoard import ROOT, each, error_of, make_info, near, one_line, pair, run
 
-
 MINE = """
 import torch
 from torch import nn

@@ -11,12 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import infoard as I
 from companions import ranks
+from companions.test_extra import content
 from test_infoard import BASE, SMALL, evaluate, near
 
 CPU = torch.device("cpu")
@@ -31,6 +33,7 @@ SHARED = {
     "bmtard": {"framework": "bmtard", "infoard": False},
     "absld": {"framework": "absld", "infoard": False},
     "adr": {"framework": "adr", "infoard": False},
+    "idbh": {"augment": "idbh", "infoard": False},
 }
 each = pytest.mark.parametrize
 
@@ -114,6 +117,7 @@ def two_runs(top: str, teacher: str, patch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     options = {**BASE, "val_size": 39, "batch_size": 30, "teacher": teacher, "eval_batch": 10}
+    options.update(swa=1, extra=f"{top}/extra.npz", extra_share=0.3)
     patch.setattr(I, "finish", finish)
     train_small(**options, out=f"{top}/whole")
     patch.setattr(I, "train_step", step_and_stop)
@@ -195,6 +199,7 @@ def torchrun(call: str, *options: str) -> subprocess.CompletedProcess:
 def work(lab, tmp_path_factory):
     """The folder of what two processes and one have found, and what the two have printed."""
     top = tmp_path_factory.mktemp("ranks")
+    np.savez(top / "extra.npz", **content())
     done = torchrun(f"work_of_a_rank({str(top)!r}, {lab.teacher!r})")
     assert done.returncode == 0, done.stderr[-3000:]
     threads = torch.get_num_threads()
@@ -232,7 +237,7 @@ def test_ranks_stop_together_and_go_on_as_if_they_had_not(work):
         near(values, torch.tensor([other_row[name] for name in names]), 1e-6)
 
     whole, other = (I.load_tensors(top / name / "last.pt") for name in ("whole", "broken"))
-    for part in ("model", "critics"):
+    for part in ("model", "critics", "ema"):
         assert all(value.equal(other[part][name]) for name, value in whole[part].items())
     starts = whole["generators"]["attack"]
     assert starts.equal(other["generators"]["attack"])
