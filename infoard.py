@@ -247,7 +247,7 @@ class Config:
     teacher_framework: str = opt(None, "that of a missing teacher", "trades at natural autoencoder")
     teacher_epochs: int = opt(None, "epochs for a missing teacher; default: --epochs", low=1)
     framework: str = opt("rslad", "one of FRAMEWORKS, or your own as module:function")
-    alpha: float = opt(None, "weight alpha of ard, rslad, adaad, igdm or saad", low=0)
+    alpha: float = opt(None, "weight alpha of a framework: ard, rslad, adaad, igdm, ...", low=0)
     beta: float = opt(None, "weight beta of trades or saad, exponent of iad", low=0)
     temperature: float = opt(None, "temperature of ard or iad", low=1e-6)
     kl_reduction: str = opt("batchmean", "mean: KL over K, as RSLAD's code", "batchmean mean")
@@ -927,7 +927,7 @@ class InfoARD(nn.Module):
 # ard      CE(S(x'),y)               alpha tau^2 KL(T(x)||S(x')) + (1-alpha) CE(S(x),y)  [ARD]
 # rslad    KL(T(x)||S(x'))           alpha KL(T(x)||S(x')) + (1-alpha) KL(T(x)||S(x))    [RSLAD]
 # adaad    KL(T(x')||S(x'))          alpha KL(T(x')||S(x')) + (1-alpha) KL(T(x)||S(x))   [AdaAD]
-# akd, iad, adaiad, mtard, igdm and saad: companions/frameworks.py
+# akd, iad, adaiad, mtard, bmtard, absld, igdm, saad, adr, adr_trades: companions/frameworks.py
 
 
 # ---- losses of logits alone: s = S(x), s_adv = S(x'), t = T(x), t_adv = T(x'), all [B,K] ----

@@ -522,4 +522,6 @@ def check_framework(framework: I.Framework) -> None:
     for name, option in framework.options.items():
         pair = isinstance(option, tuple) and len(option) == 2
         I.require(pair, f"an option is a pair (default, help), not {name}: {option!r}")
-        I.require(name not in known, f"an option of your own cannot be called {name}")
+        told = f"an option of your own cannot be called {name}, which is a setting of every run"
+        meant = f"defaults={{{name!r}: {option[0]!r}}} is its default, step.cfg.{name} its value"
+        I.require(name not in known, f"{told}: {meant}")

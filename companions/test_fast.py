@@ -468,11 +468,14 @@ def run_elsewhere(framework, **options):
     return run
 
 
-@each("framework", [*sorted({*I.FRAMEWORKS} & {"iad", "mtard", *STATIC}), "rslad plain"])
+@each(
+    "framework",
+    [*sorted({*I.FRAMEWORKS} & {"iad", "mtard", "bmtard", "absld", "adr", *STATIC}), "rslad plain"],
+)
 def test_no_step_waits_for_its_device(framework, without_autocast):
     name, _, plain = framework.partition(" ")
     options = {"infoard": not plain, "steps_lo": 1} if name != "natural" else {}
-    run = run_elsewhere(name, nat=name == "mtard", **options)
+    run = run_elsewhere(name, nat=name in ("mtard", "bmtard"), **options)
     with Waits() as waits:
         I.train_step(run, torch.arange(8), 0.5)
     assert waits.found == []

@@ -218,6 +218,7 @@ def inner(framework, student, teacher, x, y):
         return toward(student, lambda z, rows: t[rows])
     if framework in ("adaiad", "igdm"):
         return toward(student, lambda z, rows: teacher(z))
+    assert framework == "saad", f"say here what {framework} attacks by"
     return toward(student, linear_teacher(teacher, x, y))
 
 
