@@ -249,7 +249,7 @@ class Kept(dict):
         """Writes down what is there, and says so."""
         done = [name for name in self if name not in ("clean", "worst")]
         if not done:
-            print("\nstopped before an attack was at its end: nothing is kept", flush=True)
+            print("\nstopped before an attack was at its end: nothing of this is kept", flush=True)
             return
         self.write()
         told = f"\nstopped: {', '.join(done)} are kept in {self.file}"
@@ -273,8 +273,9 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
         if "kept" in given:
             given["kept"].stop()
         raise
-    if "kept" in given:
-        given["kept"].file.unlink(missing_ok=True)
+    in_a_run = cfg.out and (folder / "config.json").exists()
+    if "kept" in given and (not in_a_run or (folder / "results.json").exists()):
+        given["kept"].file.unlink(missing_ok=True)  # a run removes it when all is evaluated
     result["about"]["of"] = len(data.y_test)
     if cfg.eval_subset is None and len(x) < len(data.y_test):
         result["about"]["by_default"] = True
