@@ -273,9 +273,12 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
         if "kept" in given:
             given["kept"].stop()
         raise
-    in_a_run = cfg.out and (folder / "config.json").exists()
-    if "kept" in given and (not in_a_run or (folder / "results.json").exists()):
-        given["kept"].file.unlink(missing_ok=True)  # a run removes it when all is evaluated
+    begun, ended = (Path(cfg.out or "", name).exists() for name in ("config.json", "results.json"))
+    if "kept" in given and cfg.out and begun and not ended:
+        with contextlib.suppress(I.InfoardError):
+            given["kept"].write()  # until the run has its results: another net may come
+    elif "kept" in given:
+        given["kept"].file.unlink(missing_ok=True)
     result["about"]["of"] = len(data.y_test)
     if cfg.eval_subset is None and len(x) < len(data.y_test):
         result["about"]["by_default"] = True
