@@ -491,6 +491,9 @@ def parse(verb: str, argv: list[str]) -> dict:
 
     given = vars(parser.parse_args(argv))
     given.pop("lite", None)
+    path = given.get("path", "")
+    told = f"no checkpoint file at {path}, which is a folder: name a file in it, such as best.pt"
+    I.require(not path or not Path(path).is_dir(), told)
     mine = {name: given.pop(name) for name in own if name in given}
     if mine:
         given["own"] = mine

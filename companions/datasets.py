@@ -714,5 +714,5 @@ def folder(data_dir="data", *, download=True, image_size=0, cache="runs/cache") 
         if source is None and root.is_dir():
             lies = listed(sorted(entry.name for entry in root.iterdir())) or "nothing"
             raise I.InfoardError(f"no train/ in {root}, which holds {lies}: {hint}")
-        I.require(source, f"there is no folder or archive {root}: {hint}")
+        I.require(source, f"no folder or archive is called {root}: {hint}")
         return read_cached("folder", source, image_size, Path(cache), find_folder)

@@ -105,7 +105,7 @@ def unread_in_evaluation(cfg: I.Config) -> dict[str, list[str]]:
     """The same of the settings that an evaluation has, too."""
     found = {}
     if cfg.dataset == "shapes":
-        found["the built-in data"] = ["data_dir", "image_size"]
+        found["the built-in data: --dataset names others"] = ["data_dir", "image_size"]
     norms = [getattr(attack, "norm", "linf") for attack in I.chosen_attacks(cfg.attacks).values()]
     if "l2" not in norms:
         found[f"--attacks {cfg.attacks}"] = ["eps_l2"]
@@ -169,12 +169,13 @@ def about_steps(cfg: I.Config, train: int, flag: str = "--epochs") -> list[str]:
     """A line if a training has too few steps to learn anything; flag: what says its epochs."""
     pool = min(cfg.subset or train, train)
     n = pool - min(cfg.val_size, pool // 10)
-    each = math.ceil(n / cfg.batch_size)
-    if each * cfg.epochs >= FEW_STEPS:
+    steps = math.ceil(n / cfg.batch_size) * cfg.epochs
+    if steps >= FEW_STEPS:
         return []
-    told = f"warning: {n} training images at --batch-size {cfg.batch_size} are {each} steps, in"
-    told += f" {cfg.epochs} epochs {each * cfg.epochs}, too few to learn much: lower --batch-size"
-    return [f"{told} (32, 16) or raise {flag}"]
+    told = f"warning: {steps} steps in all ({n} training images, --batch-size {cfg.batch_size},"
+    told += f" {flag} {cfg.epochs}) are too few to learn much"
+    smaller = "lower --batch-size to 16 or " if cfg.batch_size > 16 else ""
+    return [f"{told}: {smaller}raise {flag}"]
 
 
 def about_few(cfg: I.Config, train: int, test: int) -> list[str]:

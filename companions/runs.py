@@ -94,7 +94,8 @@ def completed(given: dict) -> tuple[dict, str]:
     """(settings of a run that is resumed, what was not given as it was begun; a line about it)."""
     old = begun_settings(given)
     if not old:
-        return given, ""
+        begins = given.get("resume") and given.get("out")
+        return given, f"{given['out']} holds no run yet: one is begun" if begins else ""
     own = old.pop("own")
     taken = {name: old[name] for name in old if name not in ("out", "resume", *given)}
     made = {**taken, **given}

@@ -770,7 +770,7 @@ HINTS = {  # what to put where
     "cifar100": "void.*: put cifar-100-python.tar.gz or cifar-100-python/ there",
     "svhn": "void.*: put train_32x32.mat and test_32x32.mat there",
     "tinyimagenet": "void.*: put tiny-imagenet-200.zip or tiny-imagenet-200/ there",
-    "folder": "no folder or archive void: put train/CLASS/IMAGE and test/CLASS/IMAGE",
+    "folder": "no folder or archive is called void: put train/CLASS/IMAGE and test/CLASS/IMAGE",
 }
 
 

@@ -136,8 +136,8 @@ def test_few_steps_are_told_as_many_as_they_are(train, subset, val_size, batch, 
     lines = options.about_steps(cfg, train)
     assert bool(lines) == (steps < options.FEW_STEPS)
     for line in lines:
-        assert f"{n} training images" in line and f"in {epochs} epochs {steps}, too few" in line
-        assert "lower --batch-size (32, 16) or raise --epochs" in line
+        assert f"{steps} steps in all ({n} training images, --batch-size {batch}" in line
+        assert ("lower --batch-size to 16 or raise --epochs" in line) == (batch > 16)
 
 
 @each("asked, told", [(None, 0), (0, 0), (45, 0), (46, 1), (100, 1)])

@@ -207,7 +207,7 @@ def test_a_finished_run_whose_data_are_gone_says_so(place, capsys):
     code, told = said(capsys, "--data-dir", "A", "--out", "o")
     assert code == 0
     assert (
-        "o: its data cannot be compared with those of now (there is no folder or archive A" in told
+        "o: its data cannot be compared with those of now (no folder or archive is called A" in told
     )
     assert "o is finished" in told
 
@@ -363,7 +363,11 @@ def test_what_may_be_given_otherwise_is_taken_as_given(place, capsys):
 
 def test_without_resume_or_a_run_nothing_is_taken(place, capsys, monkeypatch):
     assert runs.completed({"out": "o"}) == ({"out": "o"}, "")
-    assert runs.completed({"out": "none", "resume": True})[1] == ""
+    told = "none holds no run yet: one is begun"
+    assert runs.completed({"out": "none", "resume": True}) == (
+        {"out": "none", "resume": True},
+        told,
+    )
     assert runs.completed({"resume": True})[1] == ""
     monkeypatch.setenv("HOME", str(place))
     assert runs.completed({"out": "~/o", "resume": True})[0]["data_dir"] == "A"
@@ -510,7 +514,8 @@ def test_a_student_that_has_learned_nothing_is_told(tmp_path, capsys):
     results = run(tmp_path / "r", framework="natural", lr=0.0, epochs=1)
     shown = capsys.readouterr().out
     assert shown.count("is not above chance") == 1 == len(results["best"]["notes"])
-    assert "warning: 360 training images at --batch-size 64 are 6 steps, in 1 epochs 6" in shown
+    about = "360 training images, --batch-size 64, --epochs 1"
+    assert f"warning: 6 steps in all ({about}) are too few to learn much: lower" in shown
 
 
 # ==== 3. What data are ============================================================================
