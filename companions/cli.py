@@ -148,8 +148,8 @@ def run_eval(path: str, **given) -> None:
         source = I.load_teacher(cfg.teacher_nat, size=size, device=device)
     with exact_fp32(own.get("exact", False)):
         result = I.evaluated(cfg, net, data, device, seed=cfg.seed, source=source)
-    hint = "are its data, its normalisation and the order of its classes these?"
-    result["notes"] += about_chance(result, data.y_test, hint)
+    why = "are its data, its normalisation and the order of its classes these?"
+    result["notes"] += about_chance(result, data.y_test, why)
     I.report(Path(path).name, result)
     intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
     print("95% intervals:", ", ".join(intervals), "(Wilson, over images)")
@@ -321,7 +321,9 @@ def program() -> str:
 def overview() -> str:
     """What --help prints without a verb."""
     about = I.__doc__.partition("\n\n    1 ")[0]
-    lines = [about, "", "verbs, each with its own --help:"]
+    own = f"{program()} --dataset folder --data-dir images"
+    lines = [about, "", f"your own images, in images/train/CLASS and images/test/CLASS:\n    {own}"]
+    lines += ["", "verbs, each with its own --help:"]
     for name, (_, text, example) in VERBS.items():
         lines.append(f"    {name:10} {text}")
         lines.append(f"{'':14} {program()} {name} {example}")
@@ -369,7 +371,7 @@ def with_nearest(message: str, flags: list[str], argv: list[str]) -> str:
     told = [f"{word}: {text}" for word, text in hints.items() if text]
     if len(hints) == 1:
         told = [text for text in hints.values() if text]
-    return ": ".join([message, *filter(None, ["; ".join(told)])])
+    return f"{message}: {'; '.join(told)}" if told else message
 
 
 def make_parser(verb: str, text: str, argv: list[str], place: str = "") -> ArgumentParser:
@@ -410,6 +412,13 @@ def by_framework(name: str) -> str:
     return f"; default: {'; '.join(told)}"
 
 
+def in_words(default) -> str:
+    """A default as --help says it."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return str(default)
+
+
 def usual(f) -> str:
     """What --help says of the default of a field of Config."""
     if f.name in I.IMAGES_DEFAULTS:
@@ -421,7 +430,7 @@ def usual(f) -> str:
     if f.default in (None, ""):
         return ""
     if f.type is bool:
-        return f"; default: {'yes' if f.default else 'no'}"
+        return f"; default: {in_words(f.default)}"
     if f.name in ("eps", "step_size"):
         return f"; default: {255 * f.default:.0f}/255"
     return f"; default: {f.default}"
@@ -481,8 +490,7 @@ def parse(verb: str, argv: list[str]) -> dict:
             kind = {"type": I.number if isinstance(default, float) else type(default)}
             if isinstance(default, bool):
                 kind = {"action": BooleanOptionalAction}
-            told = {True: "yes", False: "no"}[default] if isinstance(default, bool) else default
-            told = f"{text}; default: {told}".replace("%", "%%")
+            told = f"{text}; default: {in_words(default)}".replace("%", "%%")
             group.add_argument(I.flag_of(name), help=told, **kind)
     if verb == "train":
         parser.add_argument("--lite", action="store_true", help=f"for small machines: {LITE}")

@@ -340,6 +340,9 @@ def teacher_folder(out: Path, cfg: I.Config) -> Path:
     needless = (Path(cfg.out or "") / "results.json").exists()
     there = (found / "results.json").exists()
     I.require(there or not needless, f"its teacher is no longer in {found}")
+    usual = I.IMAGES_DEFAULTS["teacher_arch"]
+    if not there and cfg.teacher_arch == usual and I.pick_device(cfg.device).type == "cpu":
+        print(f"note: on a CPU a {usual} learns for hours or days: name a --teacher, or --lite")
     return found
 
 

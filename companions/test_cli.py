@@ -45,6 +45,7 @@ def test_help_lists_the_verbs_with_examples_that_are_understood(capsys):
     assert I.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("InfoARD: ")
+    assert "    python infoard.py --dataset folder --data-dir images\n" in shown
     lines = shown.partition("its own --help:\n")[2].splitlines()
     assert [line.split()[0] for line in lines[::2]] == list(cli.VERBS)
     for verb, example in zip(cli.VERBS, lines[1::2], strict=True):

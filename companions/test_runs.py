@@ -486,6 +486,16 @@ def test_figures_that_are_missing_are_drawn_when_asked_for(name, desk, lab, monk
     assert "drawn" not in capsys.readouterr().out  # they are there
 
 
+@each("arch, told", [("wrn_34_10", True), ("tiny_wide", False)])
+def test_a_large_teacher_on_a_cpu_is_told_before_it_is_trained(arch, told, place, capsys):
+    cfg = I.Config(dataset="folder", data_dir="A", teacher_arch=arch, device="cpu").resolved()
+    runs.teacher_folder(Path("o"), cfg)  # it is there
+    assert capsys.readouterr().out == ""
+    runs.teacher_folder(Path("gone"), cfg)
+    shown = capsys.readouterr().out
+    assert ("on a CPU a wrn_34_10 learns for hours or days" in shown) == told
+
+
 def test_no_teacher_is_trained_for_a_picture(place, monkeypatch, capsys):
     cfg = I.Config(dataset="folder", data_dir="A", out="o").resolved()
     with pytest.raises(I.InfoardError, match="its teacher is no longer in gone"):
