@@ -52,7 +52,6 @@ TEXTS = {  # of --help, where a line of Config is too short for it
     "temperature": "temperature of its soft labels",
     "kl_reduction": "KL summed over classes, or divided by their number as in RSLAD's code",
     "plus": "terms of other methods to add: igdm, saad or saad_c; igdm:5 with another weight",
-    "asa": "what the radii of instances follow: a signal, a control, or off",
     "step_size": "of the attack; default: 2/255, or 2.5 eps/steps if eps is out of reach with it",
     "ema": "decay of an average of weights, which then is evaluated in their place; 0: none",
     "seed": "seed of initialisation, order of images, augmentation and attacks",
@@ -69,6 +68,8 @@ TABLES = {  # in texts of Config, for the names of what is there
     "FRAMEWORKS": I.FRAMEWORKS,
     "MODELS": I.MODELS,
     "ATTACKS": I.ATTACKS,
+    "ASA": I.ASA,
+    "BOUNDS": I.BOUNDS,
 }
 NAMED_BY = {"CKPT": "path", "DIR": "folder"}  # places on the command line, and their arguments
 PLACES = {
