@@ -178,7 +178,7 @@ MISTAKES = [
         ["--framwork", "rslad", "--epoch=3", "--zzz", "1"],
         r"--framwork: did you mean --framework\?; --epoch: did you mean --epochs\?",
     ),
-    (["--asa", "techer", "--epoch", "3"], r"techer.*did you mean teacher\?; --epoch: did you mean"),
+    (["--amp", "bf61", "--epoch", "3"], r"'bf61': did you mean bf16\?; --epoch: did you mean"),
     (
         ["eval", "done/last.pt", "--lr", "1", "--attack", "pgd"],
         "--lr: this verb does not use it; --attack: did you mean --attacks",
