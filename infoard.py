@@ -272,7 +272,7 @@ class Config:
     batch_size: int = opt(128, "images per step, of all ranks together", low=2)
     lr: float = opt(0.1, "peak learning rate of SGD with momentum 0.9", low=0)
     weight_decay: float = opt(5e-4, "weight decay", low=0)
-    schedule: str = opt("cosine", "or a list of epochs after which lr falls to a tenth: 100,150")
+    schedule: str = opt("cosine", "cosine, or epochs after which lr falls to a tenth: 100,150")
     ema: float = opt(0.0, "decay of a weight average to evaluate instead; 0: none", low=0, high=1)
     ema_ramp: bool = opt(False, "--ema as in the field: a rising decay, batch norm copied")
     swa: int = opt(0, "epoch from which weights are averaged to evaluate; 0: none", low=0)
@@ -1942,7 +1942,9 @@ def train(cfg: Config | None = None, **given) -> dict:
             same = old == asdict(replace(cfg, resume=old["resume"]))
             require(same, f"{out} was begun with other settings: choose another --out")
         if finished:
-            print(f"{out} is finished: another --out or --seed makes another run")
+            if not has_companions():
+                print(f"{out} is finished: another --out or --seed makes another run")
+            optional("runs:seen_finished")(cfg, out)
             return json.loads((out / "results.json").read_text())
         require(cfg.resume or not begun, f"{out} is an unfinished run: --resume or another --out")
         chosen_attacks(cfg.attacks)

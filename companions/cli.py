@@ -13,9 +13,10 @@ import inspect
 import json
 import os
 import re
+import signal
 import sys
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -38,16 +39,46 @@ GROUPS = {  # the first option of each group of --help
     "out": "files",
 }
 OPTIONS = [I.flag_of(f.name) for f in fields(I.Config)]
+FOLDER = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE) in --data-dir"
+TEXTS = {  # of --help, where a line of Config is too short for it
+    "dataset": f"one of DATASETS, or your own as module:function; folder: your images, {FOLDER}",
+    "student": "one of MODELS, wrn_<depth>_<width>, a net of timm, or module:factory",
+    "benchmark": "of RobustBench, which the images of --dataset folder are, for robustbench:ID",
+    "teacher": "file, https://..., robustbench:ID or module:factory; default: one is trained, and "
+    "kept in runs/teachers",
+    "teacher_framework": "how a missing teacher is trained",
+    "alpha": "weight alpha of the framework",
+    "beta": "weight beta of the framework, or exponent",
+    "temperature": "temperature of its soft labels",
+    "kl_reduction": "KL summed over classes, or divided by their number as in RSLAD's code",
+    "plus": "terms of other methods to add: igdm, saad or saad_c; igdm:5 with another weight",
+    "step_size": "of the attack; default: 2/255, or 2.5 eps/steps if eps is out of reach with it",
+    "ema": "decay of an average of weights, which then is evaluated in their place; 0: none",
+    "seed": "seed of initialisation, order of images, augmentation and attacks",
+    "amp": "half precision in training; auto: bf16 where the hardware has it",
+    "attacks": "a list with commas of clean, pgd (which is pgd_sat and pgd_trades), ATTACKS, or "
+    "your own as module:function; aa is AutoAttack",
+    "transfer": "also evaluate attacks made on an undefended net: --teacher-nat, or one is trained",
+    "eval_subset": "how many test images; 0: all; default: 500 on a CPU, else all",
+    "resume": "go on with the run in --out, if there is one; options that are not given are taken "
+    "from its config.json",
+}
 TABLES = {  # in texts of Config, for the names of what is there
     "DATASETS": I.DATASETS,
     "FRAMEWORKS": I.FRAMEWORKS,
     "MODELS": I.MODELS,
     "ATTACKS": I.ATTACKS,
+    "ASA": I.ASA,
+    "BOUNDS": I.BOUNDS,
 }
 NAMED_BY = {"CKPT": "path", "DIR": "folder"}  # places on the command line, and their arguments
 PLACES = {
     "CKPT": "a checkpoint: file, https://..., robustbench:ID or module:factory",
     "DIR": "a folder of finished runs, or one of them",
+}
+OTHER_PLACES = {
+    "figures": "the folder of a finished run",
+    "curve": "a folder of cells with finished runs and bench.json",
 }
 
 
@@ -98,6 +129,8 @@ def run_eval(path: str, **given) -> None:
     data = I.load_dataset(
         cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size
     )
+    for line in options.about_test_images(cfg, len(data.y_test)):
+        print(line)
     size = data.x_test.shape[-1]
     net = I.load_teacher(
         path,
@@ -108,7 +141,7 @@ def run_eval(path: str, **given) -> None:
         dataset=cfg.benchmark or cfg.dataset,
         device=device,
     )
-    from companions.runs import same_classes
+    from companions.runs import about_chance, same_classes
 
     same_classes(path, net, data)
     source = None
@@ -116,6 +149,8 @@ def run_eval(path: str, **given) -> None:
         source = I.load_teacher(cfg.teacher_nat, size=size, device=device)
     with exact_fp32(own.get("exact", False)):
         result = I.evaluated(cfg, net, data, device, seed=cfg.seed, source=source)
+    why = "are its data, its normalisation and the order of its classes these?"
+    result["notes"] += about_chance(result, data.y_test, why)
     I.report(Path(path).name, result)
     intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
     print("95% intervals:", ", ".join(intervals), "(Wilson, over images)")
@@ -205,6 +240,12 @@ UNTIMED = (
     "eval_subset eval_batch resume figures progress"
 ).split()
 
+DESCRIPTIONS = {  # of --help, where the words of the function are for Python
+    "train": "The whole job: data, a teacher if none is named, the student, its evaluation under "
+    "attacks; all files in --out. Stopped by Ctrl-C or SIGTERM it goes on with --resume --out DIR.",
+    "eval": "Evaluate any checkpoint on test images, clean and under attacks, with intervals and "
+    "warnings.",
+}
 OF_FILE = "; default: what the checkpoint says, else"
 TIMED = {
     "dataset": "whose usual nets and settings: shapes, or any other; default: cifar10",
@@ -212,9 +253,11 @@ TIMED = {
     "batch_size": "images per step, of all ranks together; default: 32 on a CPU, else 128",
     "out": "folder for bench.json; default: runs/bench",
 }
+OF_RUN = "; default: what each run says"
 OTHER_TEXTS = {  # of --help, where a setting means something else than in train
     "eval": {
-        "dataset": "one of DATASETS, or your own as module:function; default: the checkpoint's own",
+        "dataset": f"one of DATASETS, or your own as module:function; folder: {FOLDER}{OF_FILE} "
+        "none",
         "data_dir": f"where the data lie or go: parent, folder or archive{OF_FILE} data",
         "image_size": f"pixels to resize to{OF_FILE} as they are",
         "eps": f"L-infinity radius; write 8/255 or 0.0314{OF_FILE} 8/255",
@@ -223,6 +266,35 @@ OTHER_TEXTS = {  # of --help, where a setting means something else than in train
         "teacher_arch": "the net that the file must hold",
         "teacher_nat": "attack this net instead and see what transfers",
         "out": "folder to keep eval.json in; default: none is written",
+    },
+    "demo": {
+        "epochs": "passes over the training images; default: 8",
+        "steps": "attack steps in training; default: 5",
+        "eval_subset": "how many test images; 0: all; default: 0",
+        "out": "folder; default: runs/demo",
+    },
+    "attention": {
+        "dataset": f"one of DATASETS, or your own as module:function{OF_RUN}",
+        "data_dir": f"where the data lie: parent, folder or archive{OF_RUN}",
+        "image_size": f"pixels to resize to{OF_RUN}",
+        "eps": f"L-infinity radius of PGD-20{OF_RUN}",
+        "teacher": f"a teacher: file, https://..., robustbench:ID, module:factory{OF_RUN}",
+        "teacher_arch": "the net that the teacher's file must hold",
+        "eval_subset": f"how many test images; 0: all{OF_RUN}",
+    },
+    "mi": {
+        "dataset": f"one of DATASETS, or your own as module:function{OF_FILE} none",
+        "data_dir": f"where the data lie or go: parent, folder or archive{OF_FILE} data",
+        "image_size": f"pixels to resize to{OF_FILE} as they are",
+        "eps": f"L-infinity radius; write 8/255 or 0.0314{OF_FILE} 8/255",
+        "teacher_arch": "the net that the file must hold",
+        "teacher_norm": "normalisation of the net: a name such as cifar10, or m,m,m/s,s,s",
+        "eval_subset": "how many test images; 0: all; default: 1024",
+    },
+    "gpu": {
+        "data_dir": "where CIFAR-10 lies or goes: parent, folder or archive; default: data",
+        "device": "cuda, cuda:1, or cpu for a dry run; default: cuda",
+        "out": "folder; default: runs/gpu",
     },
     "bench": {**TIMED, "framework": "a list of FRAMEWORKS with commas; default: all"},
     "effects": TIMED,
@@ -250,7 +322,9 @@ def program() -> str:
 def overview() -> str:
     """What --help prints without a verb."""
     about = I.__doc__.partition("\n\n    1 ")[0]
-    lines = [about, "", "verbs, each with its own --help:"]
+    own = f"{program()} --dataset folder --data-dir images"
+    lines = [about, "", f"your own images, in images/train/CLASS and images/test/CLASS:\n    {own}"]
+    lines += ["", "verbs, each with its own --help:"]
     for name, (_, text, example) in VERBS.items():
         lines.append(f"    {name:10} {text}")
         lines.append(f"{'':14} {program()} {name} {example}")
@@ -258,34 +332,53 @@ def overview() -> str:
 
 
 def framework_options(argv: list[str]) -> dict:
-    """The settings that only the framework named in argv has: {name: (default, help)}."""
+    """The settings that only the framework has that argv names, or the run that is to be resumed:
+    {name: (default, help)}.
+    """
+    from companions.runs import begun_settings
+
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--framework", nargs="?")
-    name = parser.parse_known_args(argv)[0].framework
+    parser.add_argument("--out", nargs="?")
+    parser.add_argument("--resume", action=BooleanOptionalAction)
+    named = vars(parser.parse_known_args(argv)[0])
+    name = named["framework"] or begun_settings(named).get("framework")
     if name is None or "," in name:  # bench takes a list
         return {}
     return I.get_framework(name).options
 
 
-def with_nearest(message: str, flags: list[str]) -> str:
-    """A message of argparse, with the option or value that may have been meant."""
-    word, known = "", flags
-    if "unrecognized arguments: -" in message:
-        word = message.partition("arguments: ")[2].split()[0].partition("=")[0]
-    elif "invalid choice: " in message:
-        word, _, listed = message.partition("invalid choice: ")[2].partition(" (choose from ")
-        known = re.findall(r"[\w-]+", listed)
-    if word in OPTIONS:
-        return f"{message}: this verb does not use it"
-    for near in difflib.get_close_matches(word.strip("'"), known, 1):
-        message += f": did you mean {near}?"
-    return message
+def hint(word: str, known: list[str]) -> str:
+    """What may have been meant by a word that is not known, or ""."""
+    if word in OPTIONS and word not in known:
+        return "this verb does not use it"
+    near = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {near[0]}?" if near else ""
 
 
-def make_parser(verb: str, text: str, place: str = "") -> ArgumentParser:
+def with_nearest(message: str, flags: list[str], argv: list[str]) -> str:
+    """A message of argparse, with all options and the value that may have been meant.
+
+    flags: the options there are. argparse itself names unknown ones only if all else is right.
+    """
+    hints = {}
+    word, _, listed = message.partition("invalid choice: ")[2].partition(" (choose from ")
+    if listed:
+        hints[word] = hint(word.strip("'"), re.findall(r"[\w-]+", listed))
+    for word in argv:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag not in flags:
+            hints[flag] = hint(flag, flags)
+    told = [f"{word}: {text}" for word, text in hints.items() if text]
+    if len(hints) == 1:
+        told = [text for text in hints.values() if text]
+    return f"{message}: {'; '.join(told)}" if told else message
+
+
+def make_parser(verb: str, text: str, argv: list[str], place: str = "") -> ArgumentParser:
     """A parser that gives the options that were named, and one line for a mistake.
 
-    place: CKPT or DIR, what the verb takes without a flag.
+    argv: what it is to parse. place: CKPT or DIR, what the verb takes without a flag.
     """
     parser = ArgumentParser(
         prog=f"{program()} {verb}",
@@ -298,22 +391,47 @@ def make_parser(verb: str, text: str, place: str = "") -> ArgumentParser:
 
     def refuse(message: str) -> None:
         flags = [flag for action in parser._actions for flag in action.option_strings]
-        I.require(False, f"{with_nearest(message, flags)} (see --help)")
+        I.require(False, f"{with_nearest(message, flags, argv)} (see --help)")
 
     parser.error = refuse
     if place:
-        parser.add_argument(NAMED_BY[place], metavar=place, help=PLACES[place])
+        text = OTHER_PLACES.get(verb, PLACES[place])
+        parser.add_argument(NAMED_BY[place], metavar=place, help=text)
     return parser
+
+
+def by_framework(name: str) -> str:
+    """The default of a setting that frameworks have their own of."""
+    values = {}
+    for framework in I.FRAMEWORKS:
+        value = I.get_framework(framework).defaults.get(name)
+        if value is not None:
+            values.setdefault(f"{value:.3g}", []).append(framework)
+    told = [f"{value} for {', '.join(names)}" for value, names in values.items()]
+    if name == "lam_hi":
+        told = [f"{options.LAM_HI:g}", *told]
+    return f"; default: {'; '.join(told)}"
+
+
+def in_words(default) -> str:
+    """A default as --help says it."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return str(default)
 
 
 def usual(f) -> str:
     """What --help says of the default of a field of Config."""
     if f.name in I.IMAGES_DEFAULTS:
-        return f"; default: {I.IMAGES_DEFAULTS[f.name]}, of shapes {I.SHAPES_DEFAULTS[f.name]}"
+        return f"; default: {I.IMAGES_DEFAULTS[f.name]}, for shapes {I.SHAPES_DEFAULTS[f.name]}"
+    if f.name in ("lam_hi", "alpha", "beta", "temperature"):
+        return by_framework(f.name)
+    if f.name == "teacher_framework":
+        return "; default: trades"
     if f.default in (None, ""):
         return ""
     if f.type is bool:
-        return f"; default: {'yes' if f.default else 'no'}"
+        return f"; default: {in_words(f.default)}"
     if f.name in ("eps", "step_size"):
         return f"; default: {255 * f.default:.0f}/255"
     return f"; default: {f.default}"
@@ -321,7 +439,7 @@ def usual(f) -> str:
 
 def add_option(parser, f, text: str = "") -> None:
     """The option of a field of Config; text: of --help, in the place of the field's own."""
-    text = text or f.metadata["help"] + usual(f)
+    text = text or TEXTS.get(f.name, f.metadata["help"]) + usual(f)
     for name, table in TABLES.items():
         text = text.replace(name, ", ".join(table))
     kind = {"type": f.type, "metavar": f.type.__name__.upper()}
@@ -336,10 +454,13 @@ def add_option(parser, f, text: str = "") -> None:
 
 def add_options(parser: ArgumentParser, names: list[str], texts: dict[str, str]) -> None:
     """An option for each of these fields of Config, in groups; texts: of --help, by name."""
-    group = parser
+    titles = GROUPS
+    if "epochs" not in names:  # nothing is trained
+        titles = GROUPS | {"eps": "evaluation", "epochs": "evaluation"}
+    groups = {title: parser.add_argument_group(title) for title in titles.values()}
     for f in fields(I.Config):
-        if f.name in GROUPS:
-            group = parser.add_argument_group(GROUPS[f.name])
+        if f.name in titles:
+            group = groups[titles[f.name]]
         if f.name in names:
             add_option(group, f, texts.get(f.name, ""))
 
@@ -357,7 +478,8 @@ def parse(verb: str, argv: list[str]) -> dict:
     function = get_verb(verb)
     parameters = list(inspect.signature(function).parameters.values())
     places = {name: place for place, name in NAMED_BY.items()}
-    parser = make_parser(verb, function.__doc__, places.get(parameters[0].name, ""))
+    text = DESCRIPTIONS.get(verb, function.__doc__)
+    parser = make_parser(verb, text, argv, places.get(parameters[0].name, ""))
 
     own = {}
     if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
@@ -369,7 +491,7 @@ def parse(verb: str, argv: list[str]) -> dict:
             kind = {"type": I.number if isinstance(default, float) else type(default)}
             if isinstance(default, bool):
                 kind = {"action": BooleanOptionalAction}
-            told = f"{text}; default: {default}".replace("%", "%%")
+            told = f"{text}; default: {in_words(default)}".replace("%", "%%")
             group.add_argument(I.flag_of(name), help=told, **kind)
     if verb == "train":
         parser.add_argument("--lite", action="store_true", help=f"for small machines: {LITE}")
@@ -378,6 +500,9 @@ def parse(verb: str, argv: list[str]) -> dict:
 
     given = vars(parser.parse_args(argv))
     given.pop("lite", None)
+    path = given.get("path", "")
+    told = f"no checkpoint file at {path}, which is a folder: name a file in it, such as best.pt"
+    I.require(not path or not Path(path).is_dir(), told)
     mine = {name: given.pop(name) for name in own if name in given}
     if mine:
         given["own"] = mine
@@ -400,15 +525,76 @@ def fetched(given: dict) -> dict:
     return {**given, **local}
 
 
+# ==== 3. Ends =====================================================================================
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what tidies up after Ctrl-C does so after it, too."""
+
+
+def terminate(number: int, frame) -> None:
+    """What SIGTERM does."""
+    raise Terminated
+
+
+def comes_from(error: BaseException | None, kind: type) -> bool:
+    """Whether an error is of a kind, or was raised when one of that kind was being handled."""
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def ended_well() -> Iterator[None]:
+    """Inside, SIGTERM ends the program as Ctrl-C does, and whoever reads its output, such as head,
+    may stop reading: it then ends without a word.
+
+    What torchrun has started ends at once: it may be waiting for a rank that is gone.
+    """
+    usual = None
+    if "LOCAL_RANK" not in os.environ and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        with contextlib.suppress(ValueError):  # outside the main thread
+            usual = signal.signal(signal.SIGTERM, terminate)
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()  # a reader that is gone is noticed here
+    except Terminated:
+        print("infoard: stopped by SIGTERM", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except BaseException as error:
+        if not comes_from(error, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    finally:
+        if usual is not None:
+            signal.signal(signal.SIGTERM, usual)
+
+
 def run(argv: list[str]) -> None:
     """Does what the command line asks for, on all ranks that torchrun has started."""
+    with ended_well():
+        run_verb(argv)
+
+
+def run_verb(argv: list[str]) -> None:
+    """The same, ended by signals and errors of any kind."""
     if argv in (["--help"], ["-h"]):
         print(overview())
         return
     verb = "train"
     if argv and not argv[0].startswith("-"):
         verb, *argv = argv
-    given = parse(verb, argv)
+    given, told = parse(verb, argv), ""
+    if verb == "train":
+        from companions.runs import completed
+
+        given, told = completed(given)
     if not given.get("progress", True):
         os.environ["TQDM_DISABLE"] = "1"
     joined = contextlib.nullcontext()
@@ -417,4 +603,6 @@ def run(argv: list[str]) -> None:
 
         joined = all_ranks(given.get("device", "auto"))
     with joined:
+        if told:
+            print(told)
         get_verb(verb)(**fetched(given))

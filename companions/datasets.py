@@ -384,6 +384,16 @@ def decode(found: Found, size: int, store: Path) -> dict:
     }
 
 
+MANY = 5_000  # images, or
+LARGE = 50e6  # bytes of their files, above which two cores take seconds to decode them
+
+
+def takes_a_while(files: list[str]) -> bool:
+    """Whether so many images are to be decoded that it is said beforehand."""
+    sizes = [os.path.getsize(file) for file in files if os.path.exists(file)]
+    return len(files) > MANY or sum(sizes) > LARGE
+
+
 def inner_name(file: str) -> str:
     """The last three parts of a path: train/class/name."""
     return "/".join(Path(file).parts[-3:])
@@ -503,6 +513,9 @@ def read_cached(name: str, source: Path, size: int, cache: Path, find: Callable)
                     unpack(source, work)
                 source = find(work) or work
             listed = train_and_test(source)
+            files = listed.train.files + listed.test.files
+            if takes_a_while(files):
+                print(f"decoding {len(files):,} images, once: kept in {cache}", flush=True)
             with blaming(cache):
                 store = work / ".images"
                 found = decode(listed, size, store)
@@ -695,11 +708,11 @@ def find_folder(root: Path) -> Path | None:
 def folder(data_dir="data", *, download=True, image_size=0, cache="runs/cache") -> I.Data:
     """Anyone's images: train/CLASS/IMAGE and test/CLASS/IMAGE or val/CLASS/IMAGE."""
     root = Path(data_dir).expanduser()
-    hint = "put train and test there, or name its --data-dir"
-    with told_in_one_line("folder", root, hint):
+    hint = "put train/CLASS/IMAGE and test/CLASS/IMAGE there, or name its --data-dir"
+    with told_in_one_line("image folder", root, hint):
         source = find_folder(root)
         if source is None and root.is_dir():
             lies = listed(sorted(entry.name for entry in root.iterdir())) or "nothing"
             raise I.InfoardError(f"no train/ in {root}, which holds {lies}: {hint}")
-        I.require(source, f"no folder in {root}: {hint}")
+        I.require(source, f"no folder or archive is called {root}: {hint}")
         return read_cached("folder", source, image_size, Path(cache), find_folder)

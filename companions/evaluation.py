@@ -249,7 +249,7 @@ class Kept(dict):
         """Writes down what is there, and says so."""
         done = [name for name in self if name not in ("clean", "worst")]
         if not done:
-            print("\nstopped before an attack was at its end: nothing is kept", flush=True)
+            print("\nstopped before an attack was at its end: nothing of this is kept", flush=True)
             return
         self.write()
         told = f"\nstopped: {', '.join(done)} are kept in {self.file}"
@@ -273,7 +273,11 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
         if "kept" in given:
             given["kept"].stop()
         raise
-    if "kept" in given:
+    begun, ended = (Path(cfg.out or "", name).exists() for name in ("config.json", "results.json"))
+    if "kept" in given and cfg.out and begun and not ended:
+        with contextlib.suppress(I.InfoardError):
+            given["kept"].write()  # until the run has its results: another net may come
+    elif "kept" in given:
         given["kept"].file.unlink(missing_ok=True)
     result["about"]["of"] = len(data.y_test)
     if cfg.eval_subset is None and len(x) < len(data.y_test):

@@ -1,6 +1,8 @@
-"""What the options of a training ask for and do not get: attacks too short, options nobody reads.
+"""What the options of a training ask for and do not get: attacks too short, options nobody reads,
+more images than there are, steps enough to learn anything.
 
-infoard.py asks for asks_teacher by name; runs.check_possible prints what remarks() finds.
+infoard.py asks for asks_teacher by name; runs.check_possible prints what remarks() finds, and
+runs.go_on what about_few() does.
 
 An attack of K steps of size alpha moves a pixel by K alpha at most; if that is less than eps, it
 never sees the ball that it is named after. Where --step-size is not given it is 2/255, as in
@@ -20,6 +22,7 @@ OF_TERMS = "tau taps critic_dim".split()
 OF_STRENGTH = "lam_lo lam_hi steps_lo".split()
 OF_TEACHER = "teacher teacher_arch teacher_norm teacher_framework teacher_epochs".split()
 OF_ATTACK = "steps step_size".split()
+LAM_HI = 1.5  # the usual one, as in Config.resolved
 
 
 def terms(cfg: I.Config) -> list[str]:
@@ -104,7 +107,7 @@ def unread_in_evaluation(cfg: I.Config) -> dict[str, list[str]]:
     """The same of the settings that an evaluation has, too."""
     found = {}
     if cfg.dataset == "shapes":
-        found["the built-in data"] = ["data_dir", "image_size"]
+        found["the built-in data: --dataset names others"] = ["data_dir", "image_size"]
     norms = [getattr(attack, "norm", "linf") for attack in I.chosen_attacks(cfg.attacks).values()]
     if "l2" not in norms:
         found[f"--attacks {cfg.attacks}"] = ["eps_l2"]
@@ -114,7 +117,7 @@ def unread_in_evaluation(cfg: I.Config) -> dict[str, list[str]]:
 def usual(name: str, cfg: I.Config):
     """The value of a setting that nobody has named, in a run with these settings."""
     default = next(f.default for f in fields(I.Config) if f.name == name)
-    filled = {"lam_hi": 1.5, "teacher_framework": "trades", "teacher_epochs": cfg.epochs}
+    filled = {"lam_hi": LAM_HI, "teacher_framework": "trades", "teacher_epochs": cfg.epochs}
     by_data = I.SHAPES_DEFAULTS if cfg.dataset == "shapes" else I.IMAGES_DEFAULTS
     filled.update(by_data)
     filled.update(I.get_framework(cfg.framework).defaults)
@@ -147,3 +150,39 @@ def remarks(cfg: I.Config) -> list[str]:
     """All lines, of resolved settings; an undefended net is not attacked."""
     lines = [] if cfg.framework in ("natural", "autoencoder") else about_reach(cfg)
     return lines + about_unused(cfg, unread(cfg)) + about_nothing(cfg)
+
+
+# ==== 3. Few images ===============================================================================
+
+FEW_STEPS = (
+    100  # a net of 100,000 weights needs as many to leave chance (three classes, 180 images)
+)
+
+
+def about_test_images(cfg: I.Config, test: int) -> list[str]:
+    """A line if more images are to be evaluated than there are for a test."""
+    asked = cfg.eval_subset or 0
+    if asked <= test:
+        return []
+    return [f"note: --eval-subset {asked} takes all {test} test images: there are no more"]
+
+
+def about_steps(cfg: I.Config, train: int, flag: str = "--epochs") -> list[str]:
+    """A line if a training has too few steps to learn anything; flag: what says its epochs."""
+    pool = min(cfg.subset or train, train)
+    n = pool - min(cfg.val_size, pool // 10)
+    steps = math.ceil(n / cfg.batch_size) * cfg.epochs
+    if steps >= FEW_STEPS:
+        return []
+    told = f"warning: {steps} steps in all ({n} training images, --batch-size {cfg.batch_size},"
+    told += f" {flag} {cfg.epochs}) are too few to learn much"
+    smaller = "lower --batch-size to 16 or " if cfg.batch_size > 16 else ""
+    return [f"{told}: {smaller}raise {flag}"]
+
+
+def about_few(cfg: I.Config, train: int, test: int) -> list[str]:
+    """All lines, for a training with so many images."""
+    lines = about_test_images(cfg, test) + about_steps(cfg, train)
+    if cfg.subset > train:
+        lines.append(f"note: --subset {cfg.subset} takes all {train} training images")
+    return lines

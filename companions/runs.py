@@ -3,7 +3,7 @@
 infoard.py asks for these by name. Alone it goes on from exactly the settings with which a run was
 begun, compares no data, locks nothing, and keeps nothing but its settings.
 
-    1  settings    2  data    3  a folder of one process    4  beginning
+    1  settings    2  data    3  a folder of one process    4  beginning    5  ending
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -50,6 +50,66 @@ def read_json(path: Path) -> dict:
         told += ", or delete it and the run is evaluated again by --resume"
     I.require(isinstance(content, dict), told)
     return content
+
+
+def begun_with(out: Path) -> dict:
+    """The content of a run's config.json, whose settings are a dict, or one line."""
+    config = read_json(out / "config.json")
+    whole = isinstance(config.get("settings"), dict)
+    I.require(whole, f"{out}/config.json is broken: choose another --out")
+    return config
+
+
+def begun_settings(given: dict) -> dict:
+    """The settings that the run to be resumed in given["out"] was begun with; {} if there is none.
+
+    Those of its framework alone stand under own, as in versions of today.
+    """
+    out = Path(given.get("out") or "").expanduser()
+    if not given.get("resume") or not given.get("out") or not (out / "config.json").exists():
+        return {}
+    settings = begun_with(out)["settings"]
+    options = I.get_framework(settings.get("framework", I.Config.framework)).options
+    own = {name: settings[name] for name in options if name in settings}
+    own.update(settings.get("own", {}))
+    known = [f.name for f in fields(I.Config)]
+    return {name: settings[name] for name in known if name in settings} | {"own": own}
+
+
+def in_words(cfg: I.Config, names: Iterable[str]) -> str:
+    """Settings as words of a command line."""
+    words = []
+    for name in names:
+        value = getattr(cfg, name)
+        if value is False:
+            words.append(I.flag_of(f"no-{name}"))
+        elif value is True:
+            words.append(I.flag_of(name))
+        else:
+            words.append(f"{I.flag_of(name)} {value}")
+    return " ".join(words)
+
+
+def completed(given: dict) -> tuple[dict, str]:
+    """(settings of a run that is resumed, what was not given as it was begun; a line about it)."""
+    old = begun_settings(given)
+    if not old:
+        begins = given.get("resume") and given.get("out")
+        return given, f"{given['out']} holds no run yet: one is begun" if begins else ""
+    own = old.pop("own")
+    taken = {name: old[name] for name in old if name not in ("out", "resume", *given)}
+    made = {**taken, **given}
+    if own and given.get("framework", old.get("framework")) == old.get("framework"):
+        made["own"] = {**own, **given.get("own", {})}
+    try:
+        cfg = I.Config(**made).resolved()
+    except TypeError:  # a number that is none
+        raise I.InfoardError(
+            f"{given['out']}/config.json is broken: choose another --out"
+        ) from None
+    told = [name for name in taken if getattr(cfg, name) != options.usual(name, cfg)]
+    words = in_words(cfg, told) or "the usual settings"
+    return made, f"taken from {given['out']}/config.json: {words}"
 
 
 def same_settings(old: dict, cfg: I.Config, free: Iterable[str] = ()) -> None:
@@ -90,9 +150,7 @@ def same_run(cfg: I.Config, out: Path) -> None:
         if I.world()[0] == 0:
             diverged.unlink(missing_ok=True)
         return
-    config = read_json(out / "config.json")
-    whole = isinstance(config.get("settings"), dict)
-    I.require(whole, f"{out}/config.json is broken: choose another --out")
+    config = begun_with(out)
     free = [name for name in ("teacher", "teacher_nat") if same_file(name, config, cfg)]
     if diverged.exists() and not finished:
         free += ["lr", "amp"] if cfg.amp == "off" else ["lr"]
@@ -103,7 +161,16 @@ def same_run(cfg: I.Config, out: Path) -> None:
 
 
 def go_on(cfg: I.Config, out: Path, data: I.Data) -> None:
-    """One line, if an unfinished run was begun with other data; notes and tells another lr."""
+    """One line, if an unfinished run was begun with other data; notes and tells another lr.
+
+    Of any run it is told if there are fewer images than its settings are for.
+    """
+    train, test = len(data.y_train), len(data.y_test)
+    lines = options.about_few(cfg, train, test)
+    if is_shared(out):
+        lines = options.about_steps(cfg, train, "--teacher-epochs")
+    for line in lines:
+        print(line)
     if not (out / "last.pt").exists():
         return
     why = difference(recorded(out), described(data))
@@ -267,9 +334,24 @@ def same_classes(path: str, net: nn.Module, data: I.Data) -> None:
 
 
 def teacher_folder(out: Path, cfg: I.Config) -> Path:
-    """Where the teacher of these settings lies: out, unless it was made on other data."""
+    """Where the teacher of these settings lies: out, unless it was made on other data.
+
+    A run that is finished asks for it to be drawn beside it: then none is trained.
+    """
     if not cfg.flip:
         out = out.with_name(f"{out.name}-noflip")
+    found = teacher_of_now(out, cfg)
+    needless = (Path(cfg.out or "") / "results.json").exists()
+    there = (found / "results.json").exists()
+    I.require(there or not needless, f"its teacher is no longer in {found}")
+    usual = I.IMAGES_DEFAULTS["teacher_arch"]
+    if not there and cfg.teacher_arch == usual and I.pick_device(cfg.device).type == "cpu":
+        print(f"note: on a CPU a {usual} learns for hours or days: name a --teacher, or --lite")
+    return found
+
+
+def teacher_of_now(out: Path, cfg: I.Config) -> Path:
+    """out, or another folder if the teacher in out was made on other data."""
     known = {}
     if (out / "config.json").exists():
         known = read_json(out / "config.json").get("data")
@@ -282,6 +364,11 @@ def teacher_folder(out: Path, cfg: I.Config) -> Path:
         return out
     print(f"{out} was made on {why}: another one is needed")
     return out.with_name(f"{out.name}-{hashlib.sha256(json.dumps(now).encode()).hexdigest()[:8]}")
+
+
+def is_shared(out: Path) -> bool:
+    """Whether a folder is that of a teacher which many runs share."""
+    return out.parts[-3:-1] == ("runs", "teachers")
 
 
 # ==== 3. A folder of one process ==================================================================
@@ -327,11 +414,15 @@ def take_lock(path: Path, wait: bool):
     return None
 
 
-def tidy(out: Path) -> None:
-    """Removes what killed processes left half written."""
+def tidy(out: Path, evaluated: bool = False) -> None:
+    """Removes what killed processes left half written and, once all is evaluated, what attacks have
+    found on the way.
+    """
     for part in out.glob("*.part*"):
         if re.search(r"\.part\d+$", part.name):
             part.unlink(missing_ok=True)
+    for kept in out.glob("unfinished-*.pt") if evaluated else ():
+        kept.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -343,7 +434,8 @@ def alone_in(out: Path) -> Iterator[None]:
     if I.world()[0] != 0:
         yield
         return
-    wait = out.parts[-3:-1] == ("runs", "teachers")
+    wait = is_shared(out)
+    before = (out / "results.json").exists()
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
     with contextlib.suppress(OSError):
         out.mkdir(parents=True, exist_ok=True)
@@ -354,11 +446,12 @@ def alone_in(out: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if (out / "last.pt").exists():
-            print(f"stopped: what is done is in {out}, --resume goes on")
+            how = "the same command" if wait else f"--resume --out {out}"
+            print(f"stopped: what is done is in {out}, {how} goes on", flush=True)
         raise
     finally:
         with contextlib.suppress(OSError):
-            tidy(out)
+            tidy(out, not before and (out / "results.json").exists())
         if lock:
             with contextlib.suppress(OSError):
                 (out / ".lock").unlink()
@@ -430,17 +523,6 @@ def introduce(run: I.Run) -> None:
         print(describe(run.info))
 
 
-def add_findings(run: I.Run, net: nn.Module, results: dict) -> None:
-    """Adds what the method findings of a net, such as MID's, says of the test images, and how the
-    student itself does where an average of its weights is evaluated.
-    """
-    if "ema" in run.parts:
-        averaging.add_raw(run, results)
-    if hasattr(net, "findings"):
-        images = I.test_images(run.data, run.cfg.eval_subset, run.device)
-        results["findings"] = net.findings(*images, run.cfg.eps)
-
-
 def provenance(cfg: I.Config, device: torch.device, data: I.Data) -> dict:
     """Where, by what and on which data a run is made, for its config.json."""
     return {
@@ -456,3 +538,95 @@ def provenance(cfg: I.Config, device: torch.device, data: I.Data) -> dict:
         "teacher_nat_sha256": I.digest(cfg.teacher_nat or ""),
         "data": described(data),
     }
+
+
+# ==== 5. Ending ===================================================================================
+
+
+def about_chance(result: dict, y: Tensor, hint: str) -> list[str]:
+    """A line if a net is not told apart from one that always says the most common class.
+
+    y: the labels of all test images. At chance: the 95% interval of its clean accuracy, on so many
+    images, reaches down to that class's share of them.
+    """
+    looked_at = y[I.class_balanced(y, result["n"])]
+    chance = 100 * looked_at.bincount().max().item() / len(looked_at)
+    low, high = result["ci95"]["clean"]
+    if low > chance:
+        return []
+    told = (
+        f"warning: clean accuracy {result['clean']} on {result['n']} images (95%: {low} to {high})"
+    )
+    return [f"{told} is not above chance, {chance:.1f}, that of always one class: {hint}"]
+
+
+def add_findings(run: I.Run, net: nn.Module, results: dict) -> None:
+    """Adds what the method findings of a net, such as MID's, says of the test images, how the student
+    itself does where an average of its weights is evaluated, and a note to what is at chance.
+    """
+    if "ema" in run.parts:
+        averaging.add_raw(run, results)
+    hint = "raise --epochs, or try another --batch-size or --lr"
+    results["last"]["notes"] += about_chance(results["last"], run.data.y_test, hint)
+    if results["best"] is not results["last"]:
+        results["best"]["notes"] += about_chance(results["best"], run.data.y_test, hint)
+    if hasattr(net, "findings"):
+        images = I.test_images(run.data, run.cfg.eval_subset, run.device)
+        results["findings"] = net.findings(*images, run.cfg.eps)
+
+
+def not_evaluated(cfg: I.Config, out: Path) -> list[str]:
+    """A line if a finished run was not evaluated as it is asked for now."""
+    best = read_json(out / "results.json").get("best", {})
+    n, of = best.get("n", 0), best.get("about", {}).get("of", 0)
+    columns = [name for name in I.chosen_attacks(cfg.attacks) if name not in I.PARTS]
+    missing = [name for name in columns if best.get(name) is None]
+    words = []
+    if missing:
+        words.append(f"--attacks {cfg.attacks}")
+    if cfg.eval_subset is not None and n < min(cfg.eval_subset or of, of):
+        words.append(f"--eval-subset {cfg.eval_subset}")
+    if not words:
+        return []
+    done = [name for name in (*I.METRICS, *columns) if best.get(name) is not None]
+    done = [name for name in dict.fromkeys(done) if not name.startswith("worst")]
+    told = f"it was evaluated with {', '.join(done)} on {n} images"
+    if missing:
+        told += f", without {', '.join(missing)}"
+    from companions.cli import program
+
+    return [f"{told}; this does more: {program()} eval {out}/best.pt {' '.join(words)}"]
+
+
+def draw_what_is_missing(cfg: I.Config, out: Path) -> None:
+    """The figures of a finished run that has none; a line if they cannot be drawn any more."""
+    if (out / "figures/sheet.pdf").exists() or not (out / "last.pt").exists():
+        return
+    try:
+        figures = importlib.import_module("companions.figures")
+        results = read_json(out / "results.json")
+        if "over_eps" in results and (out / "sheet.pt").exists():
+            figures.run_figures(out)
+            return
+        device = I.pick_device(cfg.device)
+        about = {"download": False, "image_size": cfg.image_size}
+        data = I.load_dataset(cfg.dataset, cfg.data_dir, **about)
+        cfg = replace(cfg, fast=False, compile=False)  # nothing is learned
+        run = I.Run(cfg, data, device, I.get_nets(cfg, data, device))
+        run.load(out / "last.pt")
+        figures.illustrate(run, results)
+    except (I.InfoardError, ImportError) as error:
+        print(f"the figures of {out} cannot be drawn: {error}")
+
+
+def seen_finished(cfg: I.Config, out: Path) -> None:
+    """Says that a run is finished, and what of the evaluation that is asked for it has not; draws
+    figures that are asked for and missing. Of a teacher that is shared nothing is said.
+    """
+    if is_shared(out):
+        return
+    print(f"{out} is finished: another --out or --seed makes another run")
+    for line in not_evaluated(cfg, out):
+        print(line)
+    if cfg.figures:
+        draw_what_is_missing(cfg, out)

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +45,7 @@ def test_help_lists_the_verbs_with_examples_that_are_understood(capsys):
     assert I.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("InfoARD: ")
+    assert "    python infoard.py --dataset folder --data-dir images\n" in shown
     lines = shown.partition("its own --help:\n")[2].splitlines()
     assert [line.split()[0] for line in lines[::2]] == list(cli.VERBS)
     for verb, example in zip(cli.VERBS, lines[1::2], strict=True):
@@ -89,6 +91,44 @@ def test_help_tells_units_and_defaults(capsys):
         assert I.flag_of(f.name) in shown
 
 
+@pytest.mark.parametrize("name", [*I.FRAMEWORKS])
+def test_defaults_that_differ_by_framework_are_told_as_they_are(name):
+    cfg = I.Config(framework=name).resolved()
+    for setting in ("alpha", "beta", "temperature", "lam_hi"):
+        told = cli.by_framework(setting).removeprefix("; default: ").split("; ")
+        named = [part.partition(" for ")[::2] for part in told]
+        mine = [value for value, names in named if name in names.split(", ")]
+        value = getattr(cfg, setting)
+        if mine:
+            assert mine == [f"{value:.3g}"]
+        else:
+            assert value is None or (setting == "lam_hi" and value == float(told[0]))
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_is_for_the_command_line(verb, capsys):
+    with pytest.raises(SystemExit):
+        I.main([verb, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "cfg." not in shown and "default: None" not in shown and "default: False" not in shown
+    assert "; default: ; " not in shown
+    for f in SETTINGS:  # each text begins with what an option is
+        assert f"{I.flag_of(f.name)} {f.type.__name__.upper()} or " not in shown
+    if verb in ("train", "eval"):
+        assert "pgd (which is pgd_sat and pgd_trades)" in shown
+        assert "train/CLASS/IMAGE and test/CLASS/IMAGE" in shown
+    if verb == "eval":
+        assert "in training" not in shown
+
+
+def test_a_text_of_help_is_of_an_option_and_pgd_is_two_attacks():
+    names = {f.name for f in SETTINGS}
+    assert set(cli.TEXTS) <= names
+    assert list(I.chosen_attacks("clean,pgd")) == ["pgd_sat", "pgd_trades"]
+    for verb, texts in cli.OTHER_TEXTS.items():
+        assert set(texts) <= set(cli.used_by(verb, cli.get_verb(verb))), verb
+
+
 def test_without_a_verb_train_is_called(monkeypatch):
     assert called(["--seed", "3"]) == called(["train", "--seed", "3"]) == [{"seed": 3}]
     assert called([]) == [{}]
@@ -121,7 +161,8 @@ MISTAKES = [
     (["train", "here"], "here"),
     (["eval"], "CKPT"),
     (["eval", "nowhere.pt"], "no checkpoint file at nowhere.pt"),
-    (["eval", "done"], "no checkpoint file at done"),
+    (["eval", "done"], "no checkpoint file at done, which is a folder: .* best.pt"),
+    (["export", "done"], "no checkpoint file at done, which is a folder: .* best.pt"),
     (["eval", "untrained.pt"], "--dataset"),
     (["eval", "text.pt", "--dataset", "shapes"], "truncated"),
     (["eval", "done/last.pt", "--attacks", "pgdd"], r"did you mean pgd\? choose from .*pgd"),
@@ -133,6 +174,15 @@ MISTAKES = [
     (["tables", "done", "--lr", "0.1"], "unrecognized arguments: --lr 0.1"),
     (["figures", "nowhere"], "nowhere"),
     (["--framework", "rslad", "--slope", "1"], "unrecognized arguments: --slope 1"),
+    (
+        ["--framwork", "rslad", "--epoch=3", "--zzz", "1"],
+        r"--framwork: did you mean --framework\?; --epoch: did you mean --epochs\?",
+    ),
+    (["--amp", "bf61", "--epoch", "3"], r"'bf61': did you mean bf16\?; --epoch: did you mean"),
+    (
+        ["eval", "done/last.pt", "--lr", "1", "--attack", "pgd"],
+        "--lr: this verb does not use it; --attack: did you mean --attacks",
+    ),
 ]
 
 
@@ -172,6 +222,70 @@ def test_where_no_terminal_is_a_line_now_and_then_tells_how_far_it_is(monkeypatc
     monkeypatch.setenv("TQDM_DISABLE", "1")
     assert list(slowly("epoch 3")) == list(range(10, 18))
     assert capfd.readouterr().err.strip() == ""
+
+
+class ClosedPipe:
+    """A pipe whose reader has gone, as the standard output."""
+
+    def __init__(self, monkeypatch):
+        reader, writer = os.pipe()
+        os.close(reader)
+        self.file = open(writer, "w")
+        monkeypatch.setattr(sys, "stdout", self.file)
+
+
+@pytest.mark.parametrize("verb", ["", *cli.VERBS])
+def test_a_reader_that_stops_reading_ends_a_verb_without_a_word(verb, monkeypatch, capsys):
+    pipe = ClosedPipe(monkeypatch)
+    with pytest.raises(SystemExit) as stopped:
+        I.main([*filter(None, [verb]), "--help"])
+    assert stopped.value.code in (0, 141)  # argparse passes over it where it fills the pipe itself
+    pipe.file.close()  # as at the end of the program
+    assert capsys.readouterr().err == ""
+
+
+def test_nor_is_it_told_what_was_made_of_a_closed_pipe(monkeypatch, capsys):
+    def verb(**given):
+        try:
+            print("much", flush=True)
+        except OSError as error:
+            raise I.InfoardError(f"no usable data ({error})") from None
+
+    monkeypatch.setattr(I, "train", verb)
+    pipe = ClosedPipe(monkeypatch)
+    with pytest.raises(SystemExit) as stopped:
+        I.main([])
+    assert stopped.value.code == 141
+    pipe.file.close()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("by_torchrun", [False, True])
+def test_sigterm_ends_a_verb_as_ctrl_c_does(by_torchrun, monkeypatch, capsys):
+    tidied = []
+
+    def verb(**given):
+        if by_torchrun:
+            tidied.append(signal.getsignal(signal.SIGTERM))
+            return
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            tidied.append("all")
+            raise
+
+    monkeypatch.setattr(I, "train", verb)
+    if by_torchrun:  # it waits for no rank that is gone
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        monkeypatch.setattr(cli.dist, "is_initialized", lambda: True)
+        assert I.main([]) == 0 and tidied == [signal.SIG_DFL]
+        return
+    with pytest.raises(SystemExit) as stopped:
+        I.main([])
+    assert stopped.value.code == 143 and tidied == ["all"]
+    assert capsys.readouterr().err == "infoard: stopped by SIGTERM\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 # ==== 2. Options ==================================================================================
@@ -327,6 +441,18 @@ def test_eval_knows_the_l2_radius_and_another_net_to_attack(desk):
 
 def darken(model, x, y, *, eps, generator=None):
     return (x - eps).clamp(0, 1)
+
+
+def test_eval_tells_that_there_are_fewer_images_and_a_net_at_chance(desk, capsys):
+    line = ["eval", "untrained.pt", "--dataset", "shapes", "--device", "cpu"]
+    assert I.main([*line, "--attacks", "clean", "--eval-subset", "9999"]) == 0
+    shown = capsys.readouterr().out
+    n = len(I.render_shapes().x_test)
+    assert f"note: --eval-subset 9999 takes all {n} test images" in shown
+    assert "is not above chance, 10.0, that of always one class: are its data" in shown
+    assert I.main(["eval", "teacher.pt", "--attacks", "clean", "--eval-subset", "40"]) == 0
+    shown = capsys.readouterr().out
+    assert "chance" not in shown and "takes all" not in shown
 
 
 def test_eval_takes_attacks_of_anyones_own(desk):

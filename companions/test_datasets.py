@@ -647,6 +647,18 @@ def test_mistaken_folders_are_told_by_name(name, tmp_path):
     assert one_line(error.value)
 
 
+@each("name, few, told", [("MANY", 5, 1), ("MANY", 6, 0), ("LARGE", 9, 1), ("LARGE", 1e6, 0)])
+def test_decoding_of_many_or_large_images_is_told_once(
+    name, few, told, tmp_path, monkeypatch, capsys
+):
+    write_folder(tmp_path / "d")  # of six images
+    monkeypatch.setattr(datasets, name, few)
+    for times in (told, 0):  # what is decoded is kept
+        load("folder", tmp_path)
+        out = capsys.readouterr().out
+        assert out.count(f"decoding 6 images, once: kept in {tmp_path}/cache") == times
+
+
 def test_images_of_an_unknown_class_are_told(tmp_path):
     write_folder(tmp_path / "d")
     write_images(tmp_path / "d/test", "dog/1.png")
@@ -758,7 +770,7 @@ HINTS = {  # what to put where
     "cifar100": "void.*: put cifar-100-python.tar.gz or cifar-100-python/ there",
     "svhn": "void.*: put train_32x32.mat and test_32x32.mat there",
     "tinyimagenet": "void.*: put tiny-imagenet-200.zip or tiny-imagenet-200/ there",
-    "folder": "void.*: put train and test there",
+    "folder": "no folder or archive is called void: put train/CLASS/IMAGE and test/CLASS/IMAGE",
 }
 
 

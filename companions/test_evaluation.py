@@ -1,6 +1,9 @@
 """What holds for evaluation.py and autoattack.py: intervals, warnings, parts, teachers."""
 
 import json
+import os
+import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -483,6 +486,60 @@ def test_a_stopped_evaluation_goes_on_where_it_was(desk, lab, monkeypatch, capsy
     called.clear()
     assert I.main(line) == 0  # nothing is left over
     assert called[0] == "fgsm" and json.loads(Path("e/eval.json").read_text()) == found
+
+
+def best_first(monkeypatch):
+    """Of a run's epochs the first is the best on validation images."""
+    scores = iter(range(99, 0, -1))
+
+    def validate(run):
+        score = next(scores)
+        return {"val_clean": score, "val_pgd": score}
+
+    monkeypatch.setattr(I, "validate", validate)
+
+
+@each("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_evaluation_of_a_run_keeps_what_both_nets_have(
+    number, code, desk, monkeypatch, capsys
+):
+    line = "--framework natural --student tiny --epochs 2 --attacks clean,fgsm,bim,cw --device cpu"
+    line += " --subset 64 --eval-subset 10 --no-figures --no-progress --out"
+    called, _ = stopping_at(None, monkeypatch)
+    bim = I.ATTACKS["bim"]
+    turns = iter([1, 2])
+
+    def stop_at_the_second(*args, **options):
+        if next(turns, 0) == 2:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        return bim(*args, **options)
+
+    monkeypatch.setitem(I.ATTACKS, "bim", stop_at_the_second)
+    best_first(monkeypatch)
+    try:
+        ended = I.main([*line.split(), "r"])
+    except SystemExit as stopped:
+        ended = stopped.code
+    assert ended == code
+    shown = capsys.readouterr()
+    assert "stopped: fgsm are kept in r/unfinished-" in shown.out
+    assert "stopped: what is done is in r, --resume --out r goes on" in shown.out
+    assert f"infoard: stopped by {number.name}" in shown.err
+    assert called == ["fgsm", "bim", "cw", "fgsm"]  # of last; of best
+    assert len(list(Path("r").glob("unfinished-*"))) == 2
+
+    called.clear()
+    assert I.main(["--resume", "--out", "r"]) == 0
+    assert called == ["bim", "cw"]
+    shown = capsys.readouterr().out
+    assert "going on after fgsm, bim, cw, which" in shown and "going on after fgsm, which" in shown
+    assert not list(Path("r").glob("unfinished-*"))
+
+    best_first(monkeypatch)
+    assert I.main([*line.split(), "whole"]) == 0
+    results = [json.loads(Path(out, "results.json").read_text()) for out in ("r", "whole")]
+    assert results[0] == results[1]
 
 
 def test_a_broken_file_of_kept_results_is_none(tmp_path):

@@ -1,7 +1,7 @@
 """What holds for options.py: attacks reach eps or it is said, and what nobody reads is named."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import infoard as I
@@ -116,7 +116,39 @@ def test_eval_names_what_it_does_not_use(desk, capsys):
     assert "warning: --eps-l2 1.0 is not used by --attacks clean\n" in capsys.readouterr().out
 
 
-# ==== 3. A teacher that nobody needs ==============================================================
+# ==== 3. Few images ===============================================================================
+
+
+@given(
+    train=st.integers(2, 5000),
+    subset=st.integers(0, 5000),
+    val_size=st.integers(0, 600),
+    batch=st.integers(2, 300),
+    epochs=st.integers(1, 60),
+)
+@settings(max_examples=25)
+def test_few_steps_are_told_as_many_as_they_are(train, subset, val_size, batch, epochs):
+    about = {"subset": subset, "val_size": val_size, "batch_size": batch, "epochs": epochs}
+    cfg = settings_of(framework="natural", **about)
+    n = min(subset or train, train)
+    n -= min(val_size, n // 10)
+    steps = len(range(0, n, batch)) * epochs
+    lines = options.about_steps(cfg, train)
+    assert bool(lines) == (steps < options.FEW_STEPS)
+    for line in lines:
+        assert f"{steps} steps in all ({n} training images, --batch-size {batch}" in line
+        assert ("lower --batch-size to 16 or raise --epochs" in line) == (batch > 16)
+
+
+@each("asked, told", [(None, 0), (0, 0), (45, 0), (46, 1), (100, 1)])
+def test_more_test_images_than_there_are_is_told(asked, told):
+    cfg = settings_of(eval_subset=asked, subset=181, epochs=400)
+    lines = options.about_few(cfg, 180, 45)
+    takes_all = [f"note: --eval-subset {asked} takes all 45 test images: there are no more"]
+    assert lines == takes_all * told + ["note: --subset 181 takes all 180 training images"]
+
+
+# ==== 4. A teacher that nobody needs ==============================================================
 
 NO_TEACHER = [
     {"asa": "off", "mim": "off"},

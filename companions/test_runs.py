@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import infoard as I
-from companions import cli, runs
+from companions import cli, evaluation, figures, runs
 from companions.runs import same_settings
 from test_infoard import (
     begun,
@@ -206,7 +206,9 @@ def test_a_finished_run_whose_data_are_gone_says_so(place, capsys):
     shutil.rmtree("A")
     code, told = said(capsys, "--data-dir", "A", "--out", "o")
     assert code == 0
-    assert "o: its data cannot be compared with those of now (no folder in A" in told
+    assert (
+        "o: its data cannot be compared with those of now (no folder or archive is called A" in told
+    )
     assert "o is finished" in told
 
 
@@ -311,6 +313,219 @@ def test_any_seed_works_or_is_one_line(seed, code, place, capsys):
     assert got == code
     if code:
         assert "--seed must lie in" in told and one_line(told)
+
+
+def gone_on(capsys, *words):
+    """(exit code, what was printed) of a run that is asked to go on by its folder alone."""
+    code = I.main(["--resume", "--out", "o", *words])
+    told = capsys.readouterr()
+    return code, told.out + told.err
+
+
+TAKEN = "taken from o/config.json: --dataset folder --data-dir A --student tiny --framework natural"
+TAKEN += " --no-infoard --epochs 1 --batch-size 8 --lr 0.01 --device cpu --attacks clean"
+
+
+@each("begun_only", [False, True])
+def test_a_run_goes_on_by_its_folder_alone(begun_only, place, capsys):
+    results = json.loads(Path("o/results.json").read_text())
+    config = json.loads(Path("o/config.json").read_text())
+    if begun_only:
+        unfinished()
+    code, told = gone_on(capsys)
+    assert code == 0 and ("o is finished" in told) != begun_only
+    assert f"{TAKEN} --no-figures --no-progress\n" in told
+    assert json.loads(Path("o/results.json").read_text()) == results
+    assert json.loads(Path("o/config.json").read_text()) == config
+
+
+OTHERWISE = [
+    (["--lr", "0.02"], "o was made with --lr 0.01, not 0.02"),
+    (["--framework", "at"], "o was made with --framework natural, not at"),
+    (["--dataset", "shapes"], "o was made with --dataset folder, not shapes"),
+]
+
+
+@each("words, why", OTHERWISE, ids=lambda value: str(value))
+def test_what_is_given_otherwise_is_refused_as_ever(words, why, place, capsys):
+    unfinished()
+    code, told = gone_on(capsys, *words)
+    assert code == 2 and f"infoard: error: {why}: choose another --out\n" in told
+
+
+def test_what_may_be_given_otherwise_is_taken_as_given(place, capsys):
+    unfinished()
+    code, told = gone_on(capsys, "--attacks", "clean,fgsm", "--lr", "0.01")
+    (taken,) = [line for line in told.splitlines() if line.startswith("taken from")]
+    assert code == 0 and "--attacks" not in taken and "--lr" not in taken
+    assert json.loads(Path("o/results.json").read_text())["best"]["fgsm"] is not None
+
+
+def test_without_resume_or_a_run_nothing_is_taken(place, capsys, monkeypatch):
+    assert runs.completed({"out": "o"}) == ({"out": "o"}, "")
+    told = "none holds no run yet: one is begun"
+    assert runs.completed({"out": "none", "resume": True}) == (
+        {"out": "none", "resume": True},
+        told,
+    )
+    assert runs.completed({"resume": True})[1] == ""
+    monkeypatch.setenv("HOME", str(place))
+    assert runs.completed({"out": "~/o", "resume": True})[0]["data_dir"] == "A"
+    code, told = said(capsys, "--data-dir", "A", "--out", "new", "--resume")
+    assert code == 0 and "taken from" not in told
+
+
+@each("settings", ["[1]", '{"lr": "much"}', '{"steps": []}'])
+def test_settings_that_cannot_be_taken_are_one_line(settings, place, capsys):
+    Path("o/config.json").write_text(f'{{"settings": {settings}}}')
+    code, told = gone_on(capsys)
+    assert code == 2 and "o/config.json is broken: choose another --out" in told and one_line(told)
+
+
+@each("earlier", [False, True])
+def test_options_of_a_framework_are_taken_and_understood(earlier, place):
+    cfg = I.Config(framework="namid", own={"mi_bound": "dv"}, out="n").resolved()
+    old = dataclasses.asdict(cfg)
+    config = {"settings": in_the_earlier_form(old) if earlier else old}
+    I.save(Path("n/config.json"), config)
+    given = cli.parse("train", ["--resume", "--out", "n", "--mi-ramp", "0.5"])
+    assert given["own"] == {"mi_ramp": 0.5}
+    made, _ = runs.completed(given)
+    assert made["own"] == {**cfg.own, "mi_ramp": 0.5}
+    with pytest.raises(I.InfoardError, match="n was made with --mi-ramp 1.0, not 0.5"):
+        same_settings(config["settings"], I.Config(**made).resolved())
+    same_settings(
+        config["settings"], I.Config(**runs.completed({**given, "own": {}})[0]).resolved()
+    )
+
+
+def test_a_diverged_run_goes_on_by_its_folder_and_another_lr(place, capsys):
+    unfinished()
+    Path("o/diverged.json").write_text("{}")
+    code, told = gone_on(capsys, "--lr", "0.005")
+    assert code == 0 and "o goes on with --lr 0.005 in the place of 0.01" in told
+
+
+# ==== 2a. Finished runs ===========================================================================
+
+
+def test_a_finished_run_tells_with_what_it_was_evaluated(place, capsys):
+    code, told = gone_on(capsys, "--attacks", "clean,fgsm,pgd")
+    assert code == 0
+    line = "it was evaluated with clean on 8 images, without fgsm, pgd_sat, pgd_trades; this does"
+    assert f"{line} more: python infoard.py eval o/best.pt --attacks clean,fgsm,pgd\n" in told
+    command = told.partition("python infoard.py ")[2].splitlines()[0]
+    assert I.main([*command.split(), "--device", "cpu"]) == 0
+    assert "fgsm" in capsys.readouterr().out
+    assert "evaluated with" not in gone_on(capsys, "--attacks", "clean")[1]
+
+
+@each("subset, told", [(None, False), (0, True), (3, False), (6, True)])
+def test_a_finished_run_tells_of_how_many_images_it_is(subset, told, place):
+    results = json.loads(Path("o/results.json").read_text())
+    results["best"].update(n=5)
+    I.save(Path("o/results.json"), results)
+    cfg = I.Config(attacks="clean", eval_subset=subset)
+    lines = runs.not_evaluated(cfg, Path("o"))
+    assert bool(lines) == told
+    if told:
+        assert "evaluated with clean on 5 images; " in lines[0]
+        assert lines[0].endswith(f"o/best.pt --eval-subset {subset}")
+
+
+def test_of_a_shared_teacher_that_is_finished_nothing_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    out = "runs/teachers/t"
+    first = run(out, framework="natural", infoard=False)
+    capsys.readouterr()
+    assert run(out, framework="natural", infoard=False) == first
+    assert capsys.readouterr().out == ""
+
+
+def touch(folder, **drawn):
+    """figures.draw, which takes seconds, without its pictures."""
+    folder.mkdir(exist_ok=True)
+    for name in drawn:
+        (folder / f"{name}.pdf").touch()
+    print(f"drawn: {', '.join(drawn)}")
+
+
+LOST = {  # what a kill between the results and the figures leaves out
+    "all figures": ["over_eps", "sheet.pt", "figures"],
+    "the sheet": ["sheet.pt", "figures"],
+    "the drawing": ["figures"],
+    "a drawing": ["figures/sheet.pdf"],
+}
+
+
+@each("name", LOST)
+def test_figures_that_are_missing_are_drawn_when_asked_for(name, desk, lab, monkeypatch, capsys):
+    results = json.loads(Path("done/results.json").read_text())
+    sheet = I.load_tensors("done/sheet.pt")
+    for lost in LOST[name]:
+        if lost == "over_eps":
+            I.save(Path("done/results.json"), {k: v for k, v in results.items() if k != lost})
+        elif lost == "figures":
+            shutil.rmtree("done/figures")
+        else:
+            Path("done", lost).unlink()
+    monkeypatch.setattr(figures, "draw", touch)
+    monkeypatch.setattr(figures, "RADII", figures.RADII[:2])
+    line = ["--resume", "--out", "done", "--no-figures"]
+    assert I.main(line) == 0
+    assert not Path("done/figures/sheet.pdf").exists()
+    monkeypatch.setattr(I, "fit", None)  # nothing is learned
+    assert I.main(line[:-1]) == 0
+    assert "drawn: curves, sheet" in capsys.readouterr().out
+    made = json.loads(Path("done/results.json").read_text())
+    assert made.pop("over_eps").items() <= results.pop("over_eps").items()
+    assert made == results
+    again = I.load_tensors("done/sheet.pt")
+    assert torch.equal(again["columns"]["attacked"], sheet["columns"]["attacked"])
+    assert I.main(line[:-1]) == 0
+    assert "drawn" not in capsys.readouterr().out  # they are there
+
+
+@each("arch, told", [("wrn_34_10", True), ("tiny_wide", False)])
+def test_a_large_teacher_on_a_cpu_is_told_before_it_is_trained(arch, told, place, capsys):
+    cfg = I.Config(dataset="folder", data_dir="A", teacher_arch=arch, device="cpu").resolved()
+    runs.teacher_folder(Path("o"), cfg)  # it is there
+    assert capsys.readouterr().out == ""
+    runs.teacher_folder(Path("gone"), cfg)
+    shown = capsys.readouterr().out
+    assert ("on a CPU a wrn_34_10 learns for hours or days" in shown) == told
+
+
+def test_no_teacher_is_trained_for_a_picture(place, monkeypatch, capsys):
+    cfg = I.Config(dataset="folder", data_dir="A", out="o").resolved()
+    with pytest.raises(I.InfoardError, match="its teacher is no longer in gone"):
+        runs.teacher_folder(Path("gone"), cfg)
+    monkeypatch.setattr(I, "get_nets", lambda cfg, *about: runs.teacher_folder(Path("gone"), cfg))
+    code, told = gone_on(capsys, "--figures")
+    assert code == 0 and "the figures of o cannot be drawn: its teacher is no longer in" in told
+
+
+@each(
+    "right, n, classes, chance", [(4, 10, 10, 10), (5, 10, 2, 50), (9, 10, 2, 50), (40, 90, 3, 0)]
+)
+def test_a_net_is_held_against_always_one_class(right, n, classes, chance):
+    y = torch.arange(n) % classes
+    low, high = evaluation.interval(right / n, n)
+    result = {"clean": 100 * right / n, "n": n, "ci95": {"clean": [low, high]}}
+    lines = runs.about_chance(result, y, "try more")
+    assert bool(lines) == (low <= 100 / classes)
+    if lines:
+        assert f"not above chance, {chance:.1f}, that of always one class: try more" in lines[0]
+    y = torch.tensor([0] * (n - 1) + [1])  # nearly all of one class
+    assert runs.about_chance(result, y, "")
+
+
+def test_a_student_that_has_learned_nothing_is_told(tmp_path, capsys):
+    results = run(tmp_path / "r", framework="natural", lr=0.0, epochs=1)
+    shown = capsys.readouterr().out
+    assert shown.count("is not above chance") == 1 == len(results["best"]["notes"])
+    about = "360 training images, --batch-size 64, --epochs 1"
+    assert f"warning: 6 steps in all ({about}) are too few to learn much: lower" in shown
 
 
 # ==== 3. What data are ============================================================================
