@@ -39,7 +39,7 @@ STYLE = {
 FEW = 256  # test images that accuracy over eps is measured on
 RADII = (0, 2, 4, 8, 12, 16, 24, 32, 64)  # of the curve of accuracy over eps, in 1/255
 RIGHT, WRONG = "#1b7837", "#b2182b"  # colours of predictions
-NAMES = {  # of columns of a log and of frameworks, as a paper has them
+NAMES = {  # of columns of a log, as a paper has them
     "val_clean": "clean",
     "val_pgd": "PGD-20",
     "loss": "loss, all terms",
@@ -48,17 +48,6 @@ NAMES = {  # of columns of a log and of frameworks, as a paper has them
     "rel": "relation term",
     "eps": "mean radius (1/255)",
     "steps": "mean attack steps",
-    "at": "AT",
-    "trades": "TRADES",
-    "ard": "ARD",
-    "rslad": "RSLAD",
-    "iad": "IAD",
-    "adaad": "AdaAD",
-    "mtard": "MTARD",
-    "igdm": "IGDM",
-    "saad": "SAAD",
-    "namid": "NAMID",
-    "mid": "MID",
 }
 
 
@@ -66,18 +55,6 @@ def name_of_run(folder: Path) -> str:
     """A run as its pictures call it: its folder in the one above, rslad/s0, without runs/."""
     parts = folder.absolute().parts[-2:]
     return "/".join(part for part in parts if part != "runs")
-
-
-def name_of_cell(cell: str) -> str:
-    """A cell as a paper has it: rslad/infoard is RSLAD + InfoARD, */infoard (9) the mean of 9."""
-    base, _, part = cell.rpartition("/")
-    part, _, count = part.partition(" (")
-    if base == "*":
-        base = f"mean of {count.rstrip(')')}"
-    base = NAMES.get(base, base)
-    if part == "infoard":
-        return f"{base} + InfoARD".removeprefix(" + ")
-    return f"{base}, {part}".removeprefix(", ")
 
 
 def draw(folder: str | Path, **figures: Callable) -> None:
@@ -196,8 +173,13 @@ def figure_sheet(
         figure.supxlabel(textwrap.fill(caption, width), fontsize=6, x=0.01, ha="left")
 
 
-def figure_gains(figure, rows: dict[str, dict[str, tuple[float, float]]]) -> None:
-    """What each cell gains on plain, with 95% intervals over seeds; rows: of tables.gains."""
+def figure_gains(
+    figure, rows: dict[str, dict[str, tuple[float, float]]], what: str = "the last epoch"
+) -> None:
+    """What each row gains on plain, with 95% intervals over seeds.
+
+    rows: {name: what tables.gains says of a cell}; what: which checkpoint is shown.
+    """
     figure.set_size_inches(6.5, 0.9 + 0.19 * len(rows))
     places = -np.arange(len(rows))
     panels = figure.subplots(1, 2, sharey=True)
@@ -210,14 +192,18 @@ def figure_gains(figure, rows: dict[str, dict[str, tuple[float, float]]]) -> Non
             halves.append(half)
         panel.errorbar(means, places, xerr=halves, fmt="o", ms=3, lw=1, color="C0")
         panel.axvline(0, color="0.3", lw=0.8)
-        panel.set_yticks(places, [name_of_cell(cell) for cell in rows])
+        panel.set_yticks(places, list(rows))
         panel.set_ylim(places[-1] - 0.6, 0.6)
         shown = {"worst": "robust", "clean": "clean"}
         panel.set_xlabel(f"gain in {shown[name]} accuracy (points)")
-    told = (
-        "gain of the last epoch on the plain run of the same seed; bars: 95% intervals over seeds"
-    )
+    bars = "; bars: 95% intervals over seeds" if any_interval(rows) else "; one seed: no intervals"
+    told = f"gain on the plain run of the same seed ({what}){bars}"
     figure.supxlabel(f"{told}; robust: right under every attack", fontsize=6)
+
+
+def any_interval(rows: dict[str, dict[str, tuple[float, float]]]) -> bool:
+    """Whether any gain is of more than one seed."""
+    return any(not math.isnan(half) for row in rows.values() for _, half in row.values())
 
 
 def apart(places: list[float], gap: float) -> list[float]:

@@ -107,18 +107,29 @@ def length(value: float, norm: str) -> str:
     return as_pixels(value) if norm == "linf" else f"{value:.3g}"
 
 
-def in_words(name: str, attack: dict) -> str:
-    """One attack: pgd_sat 20 x 2/255."""
+def steps_in_words(attack: dict, times: str = " x ") -> str:
+    """What an attack does: 20 x 2/255, 100 steps, 5000 queries; times: 20 steps of 2/255."""
     if attack.get("step_size") is not None:
         step = length(attack["step_size"], attack["norm"])
         starts = f"{attack['starts']} x " if "starts" in attack else ""
         then = f" then {attack['then']}" if "then" in attack else ""
-        return f"{name} {starts}{attack['steps']} x {step}{then}"
+        return f"{starts}{attack['steps']}{times}{step}{then}"
     if attack.get("steps"):
-        return f"{name} {attack['steps']} steps"
+        return f"{attack['steps']} steps"
     if "queries" in attack:
-        return f"{name} {attack['queries']} queries"
-    return name
+        return f"{attack['queries']} queries"
+    return ""
+
+
+def in_words(name: str, attack: dict) -> str:
+    """One attack in a line of a result: pgd_sat 20 x 2/255."""
+    return f"{name} {steps_in_words(attack)}".strip()
+
+
+def in_full(name: str, attack: dict) -> str:
+    """One attack in a table's caption: pgd_sat (20 steps of 2/255)."""
+    steps = steps_in_words(attack, " step of " if attack.get("steps") == 1 else " steps of ")
+    return f"{name} ({steps})" if steps else name
 
 
 def of_how_many(about: dict) -> str:
@@ -133,16 +144,17 @@ def of_how_many(about: dict) -> str:
     return text
 
 
+def in_ball(norm: str, eps: float | None) -> str:
+    """Where attacks look: linf eps 8/255."""
+    return "in no ball" if eps is None else f"{norm} eps {length(eps, norm)}"
+
+
 def of_attacks(about: dict) -> list[str]:
     """What each attack does, a text for each norm and radius."""
-    norms = {}
+    balls = {}
     for name, attack in about["attacks"].items():
-        norms.setdefault((attack["norm"], attack.get("eps")), []).append(in_words(name, attack))
-    texts = []
-    for (norm, eps), words in norms.items():
-        where = "in no ball" if eps is None else f"{norm} eps {length(eps, norm)}"
-        texts.append(f"{where}: {', '.join(words)}")
-    return texts
+        balls.setdefault((attack["norm"], attack.get("eps")), []).append(in_words(name, attack))
+    return [f"{in_ball(*ball)}: {', '.join(words)}" for ball, words in balls.items()]
 
 
 def of_starts(about: dict) -> str:

@@ -106,23 +106,6 @@ def test_a_run_is_called_by_its_folder(folder, name):
     assert figures.name_of_run(Path(folder)) == name
 
 
-@pytest.mark.parametrize(
-    "cell, name",
-    [
-        ("rslad/infoard", "RSLAD + InfoARD"),
-        ("adaad/radii2", "AdaAD, radii2"),
-        ("*/infoard (9)", "mean of 9 + InfoARD"),
-        ("*/radii2 (2)", "mean of 2, radii2"),
-        ("infoard", "InfoARD"),
-        ("uniform", "uniform"),
-        ("size/16/mtard/longer", "size/16/mtard, longer"),
-        ("mine/infoard", "mine + InfoARD"),
-    ],
-)
-def test_a_cell_is_called_as_in_a_paper(cell, name):
-    assert figures.name_of_cell(cell) == name
-
-
 def test_only_the_first_rank_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(I, "world", lambda: (1, 2))
     figures.draw(tmp_path / "figures", one=plot_something)
@@ -140,7 +123,7 @@ def test_importing_figures_needs_no_matplotlib():
 
 def test_gains_are_drawn_in_order_with_their_intervals():
     rows = {
-        "rslad/infoard": {"worst": (1.0, 0.5), "clean": (-2.0, 0.25)},
+        "RSLAD + InfoARD": {"worst": (1.0, 0.5), "clean": (-2.0, 0.25)},
         "b": {"clean": (3.0, 0.75)},  # of a cell with other attacks
     }
     worst, clean = filled(figures.figure_gains, rows=rows).axes
