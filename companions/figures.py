@@ -52,9 +52,14 @@ NAMES = {  # of columns of a log, as a paper has them
 
 
 def name_of_run(folder: Path) -> str:
-    """A run as its pictures call it: its folder in the one above, rslad/s0, without runs/."""
+    """A run as its pictures call it: its folder in the one above, rslad/s0, without runs/.
+
+    What it trained, RSLAD + InfoARD, stands before that if config.json says so.
+    """
     parts = folder.absolute().parts[-2:]
-    return "/".join(part for part in parts if part != "runs")
+    name = "/".join(part for part in parts if part != "runs")
+    settings = tables.settings_of(folder)
+    return f"{tables.name_of_settings(settings)} ({name})" if settings else name
 
 
 def draw(folder: str | Path, **figures: Callable) -> None:
@@ -104,7 +109,7 @@ def plot_over_eps(panel, over_eps: dict[str, float], n: int) -> None:
     radii = [int(radius) for radius in over_eps]
     accuracies = list(over_eps.values())
     ends = [evaluation.interval(accuracy / 100, n) for accuracy in accuracies]
-    panel.plot(radii, accuracies, "o-", ms=3, label=f"n = {n}")
+    panel.plot(radii, accuracies, "o-", ms=3, label=f"last epoch, n = {n}")
     panel.fill_between(radii, *zip(*ends, strict=True), alpha=0.2, label="95% interval")
     panel.set(xlabel=r"attack radius $\epsilon$ (1/255)", ylabel="PGD-20 accuracy (%)")
     panel.set_ylim(bottom=0)
@@ -355,9 +360,9 @@ def caption_of_sheet(judge: str, eps: float) -> str:
     return (
         f"Rows: test images, from the least to the greatest margin of the {judge} (probability of "
         "the true class less the largest other, on the clean image). Attacked: PGD-20 on the "
-        f"student, radius {radius}. Perturbation: black -{radius}, grey 0, white +{radius}, each "
-        "colour by itself. Attention (last resolution but one): squares summed over channels, each "
-        "map from its least value (black) to its greatest (yellow). Below: the class that the net "
+        f"student (last epoch), radius {radius}. Perturbation: black -{radius}, grey 0, white "
+        f"+{radius}, each colour by itself. Attention (last resolution but one): squares summed "
+        "over channels, each map from its least value (black) to its greatest (yellow). Below: the class that the net "
         "of the column names and its probability, green if right, red if wrong."
     )
 
@@ -451,7 +456,8 @@ def settings_of_run(folder: Path, given: dict) -> I.Config:
     settings = {name: made.get(name) for name in names}
     settings.update(given)
     cfg = I.Config(**cli.settings(str(folder / "best.pt"), settings))
-    I.require(cfg.teacher, f"{folder} names no teacher: add --teacher")
+    told = f"{folder} does not say where its teacher lies: add --teacher, such as"
+    I.require(cfg.teacher, f"{told} runs/teachers/NAME/best.pt if it was trained for this run")
     return cfg
 
 
@@ -489,18 +495,26 @@ def attention_of_run(folder: Path, given: dict) -> dict[str, float]:
 
 
 def run_attention(folder: str, **given) -> None:
-    """How alike attention maps are, clean and under PGD-20 on the student, of student and teacher,
-    for each run below a folder; --teacher: in the place of the one that a run names."""
+    """How alike attention maps are, clean and under PGD-20 on the student, of student and teacher.
+
+    S is the student, T the teacher, x an image, x' that image attacked. For each run below a
+    folder; --teacher: in the place of the one that a run names. The table is printed, and written
+    into that folder as attention.md.
+    """
     lines = []
-    for cell, runs in tables.finished(folder).items():
+    folders = tables.finished(folder)
+    names_of_rows = tables.names_of(list(folders), tables.read_settings(folders))
+    for cell, runs in folders.items():
+        if tables.is_teacher(cell):
+            continue
         found = [attention_of_run(run, given) for run in runs.values()]
         names = list(found[0])
         texts = [tables.spread([means[name] for means in found]) for name in names]
-        lines.append([cell, *texts, str(len(found))])
+        lines.append([names_of_rows[cell], *texts, str(len(found))])
     header = ["cosine", *names, "seeds"]
     text = tables.markdown([header, *lines])
-    I.save(Path(folder, "attention.md"), f"{text}\n".encode())
-    print(text)
+    tables.show(text)
+    tables.keep(Path(folder), {"attention.md": f"{text}\n"})
 
 
 run_attention.takes = (

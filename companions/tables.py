@@ -999,16 +999,20 @@ def time_and_accuracy(bench: Path) -> tuple[float, str, list[float], list[float]
 
 
 def run_curve(folder: str) -> None:
-    """What accuracy costs what time: for each cell below a folder the results of its seeds
-    (s0, s1, ...) beside a step's time (bench.json), as a table and a figure."""
+    """What accuracy costs what time: the results of each cell in a folder beside a step's time.
+
+    A cell is a folder with runs s0, s1, ... and the bench.json of `infoard.py bench`. The table is
+    printed, and written into that folder as curve.md and figures/curve (png and pdf).
+    """
     from companions import figures
 
     rows = sorted(time_and_accuracy(bench) for bench in Path(folder).glob("*/bench.json"))
-    I.require(rows, f"no cells with runs and bench.json in {folder}")
+    told = f"no cells with runs and bench.json in {folder}: it takes {folder}/NAME/bench.json"
+    I.require(rows, f"{told} (bench --out) beside {folder}/NAME/s0, s1, ... (train --out)")
     lines = [["cell", "ms", "clean (%)", "worst (%)", "seeds"]]
     for ms, cell, clean, worst in rows:
         lines.append([cell, f"{ms:.0f}", spread(clean), spread(worst), str(len(clean))])
     text = markdown(lines)
-    I.save(Path(folder, "curve.md"), f"{text}\n".encode())
-    print(text)
+    show(text)
+    keep(Path(folder), {"curve.md": f"{text}\n"})
     figures.draw(Path(folder, "figures"), curve=partial(figures.figure_curve, rows=rows))

@@ -106,6 +106,12 @@ def test_a_run_is_called_by_its_folder(folder, name):
     assert figures.name_of_run(Path(folder)) == name
 
 
+def test_a_run_that_keeps_its_settings_is_called_by_them(tmp_path):
+    settings = {"framework": "rslad", "plus": "", "infoard": True, "data_dir": "data"}
+    I.save(tmp_path / "a/s0/config.json", {"settings": settings})
+    assert figures.name_of_run(tmp_path / "a/s0") == "RSLAD + InfoARD (a/s0)"
+
+
 def test_only_the_first_rank_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(I, "world", lambda: (1, 2))
     figures.draw(tmp_path / "figures", one=plot_something)
@@ -208,7 +214,7 @@ def test_curves_show_the_log():
     assert points(radius) == [(1, 8), (2, 12), (3, 8)]
     assert points(steps) == [(1, 3), (2, 2.5), (3, 3)]
     assert points(over_eps.lines[0]) == [(0, 60), (8, 30)]
-    assert labels_of(over_eps) == ["n = 50", "95% interval"]
+    assert labels_of(over_eps) == ["last epoch, n = 50", "95% interval"]
     corners = over_eps.collections[0].get_paths()[0].vertices
     low, high = evaluation.interval(0.3, 50)
     ends = corners[corners[:, 0] == 8][:, 1]
@@ -468,7 +474,8 @@ def test_attention_of_finished_runs(done, capsys):
     argv = ["attention", str(above), "--eval-subset", "20", "--device", "cpu"]
     assert I.main(argv) == 0
     text = (above / "attention.md").read_text()
-    assert text.strip() == capsys.readouterr().out.strip()
+    out = capsys.readouterr().out
+    assert text in out and f"written in {above}: attention.md" in out
     assert "| done" in text and "S(x'), T(x)" in text
 
 
