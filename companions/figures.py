@@ -362,8 +362,8 @@ def caption_of_sheet(judge: str, eps: float) -> str:
         "the true class less the largest other, on the clean image). Attacked: PGD-20 on the "
         f"student (last epoch), radius {radius}. Perturbation: black -{radius}, grey 0, white "
         f"+{radius}, each colour by itself. Attention (last resolution but one): squares summed "
-        "over channels, each map from its least value (black) to its greatest (yellow). Below: the class that the net "
-        "of the column names and its probability, green if right, red if wrong."
+        "over channels, each map from its least value (black) to its greatest (yellow). Below: the "
+        "class that the net of the column names and its probability, green if right, red if wrong."
     )
 
 
