@@ -299,22 +299,23 @@ def a_line_a_minute(every: float = 60) -> Iterator[None]:
 
 
 def tell_of_batches(done: threading.Event, every: float) -> None:
-    """Tells, until done, of bars that have said nothing for so many seconds."""
+    """Tells, until done, of bars that have said nothing for so many seconds, or of none."""
     from tqdm import tqdm
 
-    told = 0.0
+    begun = told = time.time()
     while not done.wait(every / 60):
-        for bar in tqdm._instances.copy():  # as tqdm's own monitor does
-            now = time.time()
-            if now - max(told, bar.last_print_t) < every:
-                continue
-            told = now
+        now = time.time()
+        bars = list(tqdm._instances.copy())  # as tqdm's own monitor does
+        if now - max([told, *(bar.last_print_t for bar in bars)]) < every:
+            continue
+        told = now
+        text = f"  the evaluation has been at work for {tqdm.format_interval(now - begun)}"
+        for bar in bars[-1:]:
             name = bar.desc.removesuffix(": ")
             lasts = tqdm.format_interval(now - bar.start_t)
-            text = (
-                f"  {AUTO_NAMES.get(name, name)}: at work for {lasts}, {bar.total} batches in all"
-            )
-            print(text, file=sys.stderr, flush=True)
+            batches = "1 batch" if bar.total == 1 else f"{bar.total} batches"
+            text = f"  {AUTO_NAMES.get(name, name)}: at work for {lasts}, {batches} in all"
+        print(text, file=sys.stderr, flush=True)
 
 
 def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **options) -> dict:

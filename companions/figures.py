@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import infoard as I
-from companions import cli, evaluation, tables
+from companions import cells, cli, evaluation, tables
 
 # ==== 1. Drawing ==================================================================================
 
@@ -58,8 +58,8 @@ def name_of_run(folder: Path) -> str:
     """
     parts = folder.absolute().parts[-2:]
     name = "/".join(part for part in parts if part != "runs")
-    settings = tables.settings_of(folder)
-    return f"{tables.name_of_settings(settings)} ({name})" if settings else name
+    settings = cells.settings_of(folder)
+    return f"{cells.name_of_settings(settings)} ({name})" if settings else name
 
 
 def draw(folder: str | Path, **figures: Callable) -> None:
@@ -373,7 +373,7 @@ def run_figures(folder: str | Path) -> None:
     I.require((out / "results.json").exists(), f"{out} holds no finished run (no results.json)")
     lines = (out / "log.jsonl").read_text().splitlines()
     log = [json.loads(line) for line in lines]
-    results = tables.read_json(out / "results.json")
+    results = cells.read_json(out / "results.json")
     figures = {"curves": partial(figure_curves, log=log, results=results)}
     if (out / "sheet.pt").exists():
         content = I.load_tensors(out / "sheet.pt")
@@ -451,7 +451,7 @@ def alike(student: nn.Module, teacher: nn.Module, x: Tensor, x_adv: Tensor) -> d
 
 def settings_of_run(folder: Path, given: dict) -> I.Config:
     """The settings of a finished run, with its teacher, and what was given on top of them."""
-    made = tables.read_json(folder / "config.json")["settings"]
+    made = cells.read_json(folder / "config.json")["settings"]
     names = ("teacher", "teacher_arch", "teacher_norm", "benchmark")
     settings = {name: made.get(name) for name in names}
     settings.update(given)
@@ -502,10 +502,10 @@ def run_attention(folder: str, **given) -> None:
     into that folder as attention.md.
     """
     lines = []
-    folders = tables.finished(folder)
-    names_of_rows = tables.names_of(list(folders), tables.read_settings(folders))
+    folders = cells.finished(folder)
+    names_of_rows = cells.names_of(list(folders), cells.read_settings(folders))
     for cell, runs in folders.items():
-        if tables.is_teacher(cell):
+        if cells.is_teacher(cell):
             continue
         found = [attention_of_run(run, given) for run in runs.values()]
         names = list(found[0])

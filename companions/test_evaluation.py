@@ -583,6 +583,15 @@ def test_a_batch_that_takes_long_is_told_of_without_a_terminal(monkeypatch, caps
     assert set(lines) == {line}
 
 
+def test_what_has_no_bar_is_told_of_as_well(monkeypatch, capsys):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    with evaluation.a_line_a_minute(every=0.05):
+        time.sleep(0.3)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first == "  the evaluation has been at work for 00:00"
+
+
 def test_what_is_quick_or_has_a_terminal_or_is_silenced_is_not_told_of(monkeypatch, capsys):
     watched_minutes(0.0, monkeypatch)
     assert capsys.readouterr().err == ""

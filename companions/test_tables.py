@@ -1,4 +1,4 @@
-"""What holds for tables.py: pairing, intervals, the text of tables, and the tables in results/.
+"""What holds for tables.py and cells.py: pairs, intervals, texts, and the tables in results/.
 
 The kept tables are made anew from the kept runs and compared byte for byte; the pages that show
 them are compared with the kept files.
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import infoard as I
-from companions import figures, tables
+from companions import cells, figures, tables
 
 each = pytest.mark.parametrize
 approx = partial(pytest.approx, rel=1e-9, abs=1e-9)  # rounding of float64
@@ -60,7 +60,7 @@ def change_results(folder: Path, **more) -> None:
 
 def results_below(folder: Path) -> dict:
     """The results of all finished runs below a folder."""
-    return tables.read(tables.finished(folder))
+    return cells.read(cells.finished(folder))
 
 
 def cells_of(text: str) -> list[list[str]]:
@@ -437,8 +437,8 @@ def test_a_pooled_gain_is_of_what_all_cells_have():
     a = {"s0": {"n": 10, "worst": 1.0, "cw": 5.0}}
     b = {"s0": {"n": 20, "worst": 2.0}}
     expected = {"s0": {"n": 15, "worst": 1.5}}
-    for cells in ({"a/x": a, "b/x": b}, {"b/x": b, "a/x": a}):
-        assert tables.pooled(cells) == {"*/x (2)": expected}
+    for given_cells in ({"a/x": a, "b/x": b}, {"b/x": b, "a/x": a}):
+        assert tables.pooled(given_cells) == {"*/x (2)": expected}
 
 
 def test_pooled_gains_stand_in_the_table(tmp_path):
@@ -502,8 +502,8 @@ def test_pairs_are_found_by_settings_whatever_the_folders_are_called(tmp_path):
     write_run(tmp_path / "three", 26.0, epochs=3, asa="uniform", lam_hi=2.0, mim="off")
     write_run(tmp_path / "other-seed", 30.0, infoard=False, epochs=3, seed=1)
     write_run(tmp_path / "other-lr", 31.0, infoard=False, epochs=3, lr=0.2)
-    folders = tables.finished(tmp_path)
-    results, made = tables.read(folders), tables.read_settings(folders)
+    folders = cells.finished(tmp_path)
+    results, made = cells.read(folders), cells.read_settings(folders)
     found = tables.paired(results, "best", "plain", made)
     assert {cell: seeds[cell]["worst"] for cell, seeds in found.items()} == {"two": 5, "three": 6}
     found = tables.paired(results, "best", "uniform", made)
@@ -535,9 +535,9 @@ def test_a_teacher_counts_only_for_those_who_learn_from_it(tmp_path):
         folder = tmp_path / framework
         write_run(folder / "a", 20.0, framework=framework, teacher="t.pt")
         write_run(folder / "b", 20.0, framework=framework, infoard=False)
-        folders = tables.finished(folder)
-        made = tables.read_settings(folders)
-        assert len(tables.paired(tables.read(folders), "best", "plain", made)) == pairs
+        folders = cells.finished(folder)
+        made = cells.read_settings(folders)
+        assert len(tables.paired(cells.read(folders), "best", "plain", made)) == pairs
 
 
 def test_other_data_or_images_are_no_pair(tmp_path):
@@ -560,7 +560,7 @@ def test_seeds_of_other_settings_are_told(tmp_path, capsys):
     tables.run_tables(str(tmp_path))
     out = capsys.readouterr().out
     assert "warning: the seeds of x differ: --teacher-epochs 3 and 4, --epochs 3 and 4" in out
-    assert list(tables.finished(tmp_path)) == ["x", "y-s5"]
+    assert list(cells.finished(tmp_path)) == ["x", "y-s5"]
 
 
 def test_teachers_have_a_table_of_their_own(tmp_path, capsys):
@@ -589,12 +589,12 @@ def test_names_are_all_different_and_say_what_differs(tmp_path):
     write_run(tmp_path / "shapes-tiny-rslad+igdm:2-s0".replace(":", "."), 20.0, plus="igdm:2")
     write_run(tmp_path / "shapes-resnet18-rslad-s0", 20.0, student="resnet18")
     write_run(tmp_path / "mine", 20.0, epochs=2)
-    folders = tables.finished(tmp_path)
-    names = tables.names_of(list(folders), tables.read_settings(folders))
+    folders = cells.finished(tmp_path)
+    names = cells.names_of(list(folders), cells.read_settings(folders))
     expected = ["RSLAD + IGDM:2 + InfoARD, tiny", "RSLAD + InfoARD, resnet18"]
     assert {*names.values()} == {*expected, "RSLAD + InfoARD, tiny", "mine"}
     same = {"a/rslad": "a/rslad", "rslad/plain": "rslad/plain", "rslad/x": "RSLAD, x"}
-    assert tables.names_of(["a/rslad", "rslad/plain", "rslad/x"], {})["rslad/x"] == same["rslad/x"]
+    assert cells.names_of(["a/rslad", "rslad/plain", "rslad/x"], {})["rslad/x"] == same["rslad/x"]
 
 
 @each(
@@ -614,7 +614,7 @@ def test_names_are_all_different_and_say_what_differs(tmp_path):
     ],
 )
 def test_a_cell_is_called_as_in_a_paper(cell, name):
-    assert tables.name_of_cell(cell) == name
+    assert cells.name_of_cell(cell) == name
 
 
 def result_at(eps: float, n: int = 50, **columns: float) -> dict:
