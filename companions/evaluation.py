@@ -1,8 +1,9 @@
 """What infoard.evaluate says besides accuracies, and what is asked of a teacher before it teaches.
 
 Confidence intervals, how a result was measured, warnings of masked gradients, the precision, the
-images of nets that make some, results that are kept as they come, and whether a teacher is above
-chance. infoard.py asks for these by name and, alone, does without.
+images of nets that make some, results that are kept as they come, a line a minute of what takes
+long, and whether a teacher is above chance. infoard.py asks for these by name and, alone, does
+without.
 
     1  confidence          3  kept as it comes    5  what evaluate and a run ask for
     2  masked gradients    4  precision           6  teachers
@@ -15,6 +16,9 @@ chance. infoard.py asks for these by name and, alone, does without.
 import contextlib
 import hashlib
 import math
+import os
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +63,7 @@ NOTED = 5
 WARNED = 8
 STRONG = 40  # per cent under PGD-20, from which WARNED holds
 BLIND = 0.05  # the share of images without a usable gradient that is warned of
+HUGE = 64 / 255  # a radius that nothing should survive
 
 
 def gap_of(right: dict[str, Tensor], name: str) -> tuple[float, float]:
@@ -100,6 +105,18 @@ def masking(right: dict[str, Tensor], far: float = 0.0) -> list[str]:
     return warnings
 
 
+def for_a_huge_radius(right: dict[str, Tensor]) -> str:
+    """The attack that is made once more with a radius that nothing should survive, or "".
+
+    It is for those who asked for pgd, which stands for both, or for cw without any pgd_sat.
+    """
+    if "pgd_sat" in right and "pgd_trades" in right:
+        return "pgd_sat"
+    if "cw" in right and "pgd_sat" not in right:
+        return "cw"
+    return ""
+
+
 def some_right(clean: Tensor) -> Tensor:
     """Indices of at most 256 images that are right."""
     return clean.nonzero().squeeze(1)[:: int(clean.sum()) // 256 + 1]
@@ -118,8 +135,9 @@ def survivors(
         return 0.0
     some = some_right(clean)
     device = next(net.parameters()).device
-    huge = I.repeatable(attack or I.pgd_sat, device, seed, eps=64 / 255)
-    alive = I.correct(net, x[some], y[some], huge, batch_size)
+    huge = I.repeatable(attack or I.pgd_sat, device, seed, eps=HUGE)
+    text = f"looking for masked gradients at {protocol.as_pixels(HUGE)}"
+    alive = I.correct(net, x[some], y[some], huge, batch_size, text)
     classes = y[some].cpu()
     if len(y.unique()) == 1 or not alive.any():
         return I.percent(alive)
@@ -235,7 +253,8 @@ class Kept(dict):
         super().__setitem__(name, hits)
         seconds, self.lasted = time.time() - self.lasted, time.time()
         if name in AUTO_NAMES or seconds > 10:
-            told = f"  {AUTO_NAMES.get(name, name)}: {I.percent(hits)}% right after it"
+            right = "right on clean images" if name == "clean" else "still right"
+            told = f"  {AUTO_NAMES.get(name, name)}: {I.percent(hits)}% {right}"
             print(f"{told}, {seconds:.0f} s", flush=True)
         if seconds > SLOW:
             with contextlib.suppress(I.InfoardError):  # the disk is full: no reason to stop
@@ -256,6 +275,49 @@ class Kept(dict):
         print(f"{told}, and the same command goes on (a training: with --resume)", flush=True)
 
 
+CHOSEN = "balanced over classes, always the same ones"  # by infoard.test_images
+
+
+@contextlib.contextmanager
+def a_line_a_minute(every: float = 60) -> Iterator[None]:
+    """Inside, without a terminal, a line every so many seconds for a batch that takes longer.
+
+    A bar of infoard.progress_bar speaks up only between batches, and an attack of many steps on
+    hundreds of images may be a single one.
+    """
+    if sys.stderr.isatty() or "TQDM_DISABLE" in os.environ or I.world()[0] != 0:
+        yield
+        return
+    done = threading.Event()
+    watch = threading.Thread(target=tell_of_batches, args=(done, every), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watch.join()
+
+
+def tell_of_batches(done: threading.Event, every: float) -> None:
+    """Tells, until done, of bars that have said nothing for so many seconds, or of none."""
+    from tqdm import tqdm
+
+    begun = told = time.time()
+    while not done.wait(every / 60):
+        now = time.time()
+        bars = list(tqdm._instances.copy())  # as tqdm's own monitor does
+        if now - max([told, *(bar.last_print_t for bar in bars)]) < every:
+            continue
+        told = now
+        text = f"  the evaluation has been at work for {tqdm.format_interval(now - begun)}"
+        for bar in bars[-1:]:
+            name = bar.desc.removesuffix(": ")
+            lasts = tqdm.format_interval(now - bar.start_t)
+            batches = "1 batch" if bar.total == 1 else f"{bar.total} batches"
+            text = f"  {AUTO_NAMES.get(name, name)}: at work for {lasts}, {batches} in all"
+        print(text, file=sys.stderr, flush=True)
+
+
 def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **options) -> dict:
     """infoard.evaluate for a run or the verb eval: of how many images, kept as it comes."""
     given = dict(options)
@@ -268,7 +330,8 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
         folder = Path(cfg.out) if cfg.out else Path("runs/evaluations")
         given["kept"] = Kept(folder / f"unfinished-{key}.pt", list(attacks))
     try:
-        result = I.evaluate(net, x, y, **given)
+        with a_line_a_minute():
+            result = I.evaluate(net, x, y, **given)
     except KeyboardInterrupt:
         if "kept" in given:
             given["kept"].stop()
@@ -280,6 +343,8 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
     elif "kept" in given:
         given["kept"].file.unlink(missing_ok=True)
     result["about"]["of"] = len(data.y_test)
+    if len(x) < len(data.y_test):
+        result["about"]["chosen"] = CHOSEN
     if cfg.eval_subset is None and len(x) < len(data.y_test):
         result["about"]["by_default"] = True
     return result
@@ -331,6 +396,18 @@ def classes_of(net: nn.Module, x: Tensor) -> int:
     return I.predict(net, I.to_float(x[:1], next(net.parameters()).device)).shape[1]
 
 
+FEW = 100  # images of a class, of which its accuracy carries 8 points and more
+
+
+def of_worst_class(worst: Tensor, y: Tensor) -> tuple[float, int]:
+    """(share, number of images) of the class that attacks leave least of."""
+    found = []
+    for k in y.unique():
+        hits = worst[y == k].double()
+        found.append((hits.mean().item(), len(hits)))
+    return min(found)
+
+
 # Columns that say nothing of gradients.
 NO_GRADIENTS = {"spatial", "corrupt", *further_attacks.SEVERITIES}
 
@@ -362,19 +439,24 @@ def look_closer(
     if source is None:
         followed = [name for name in attacks if name not in NO_GRADIENTS]
         far = 0.0
-        strongest = None
-        if "pgd_sat" in right and "pgd_trades" in right:  # what pgd stands for
-            strongest = I.pgd_sat
-        elif "cw" in right and "pgd_sat" not in right:
-            strongest = I.cw
-        if strongest:
-            far = survivors(model, x, y, right["clean"], seed, batch_size, strongest)
+        by = for_a_huge_radius(right)
+        if by:
+            far = survivors(model, x, y, right["clean"], seed, batch_size, getattr(I, by))
+            looked_at = {"attack": by, "eps": HUGE, "n": len(some_right(right["clean"]))}
+            about["masking"] = {**looked_at, "survive": far}
         more["warnings"] = masking(right, far)
         if followed:
             more["warnings"] += blindness(model, x, y, right["clean"], followed)
         more["notes"] += gaps(right)[1]
     if "apgd" in attacks and classes_of(model, x) < 4:
         more["notes"].append("note: APGD-T is left out, as it needs four classes")
+    if "worst" in right:
+        accuracy, n = of_worst_class(right["worst"], y.cpu())
+        about["worst_class_n"] = n
+        if n < FEW:
+            low, high = interval(accuracy, n)
+            told = f"note: worst_class is of {n} images, 95% interval {low:.1f} to {high:.1f}"
+            more["notes"].append(told)
     if hasattr(model, "quality"):
         device = next(model.parameters()).device
         x_b, y_b = I.to_float(x[:256], device), y[:256].to(device)
@@ -385,8 +467,16 @@ def look_closer(
 
 def told(result: dict) -> str:
     """The end of the line of a result: how it was measured; then its notes, a line each."""
-    words = protocol.told(result["about"]) if "about" in result else f"n {result['n']}"
-    return "\n".join([words, *result.get("notes", [])])
+    about = result.get("about")
+    if not about:
+        return "\n".join([f"n {result['n']}", *result.get("notes", [])])
+    lines = [protocol.told(about)]
+    starts = protocol.of_starts(about)
+    if starts:
+        lines.append(f"  {starts}")
+    if "masking" in about:
+        lines.append(f"  {protocol.of_masking(about['masking'])}")
+    return "\n".join([*lines, *result.get("notes", [])])
 
 
 # ==== 6. Teachers =================================================================================

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import infoard as I
-from companions import cli, evaluation, tables
+from companions import cells, cli, evaluation, tables
 
 # ==== 1. Drawing ==================================================================================
 
@@ -39,7 +39,7 @@ STYLE = {
 FEW = 256  # test images that accuracy over eps is measured on
 RADII = (0, 2, 4, 8, 12, 16, 24, 32, 64)  # of the curve of accuracy over eps, in 1/255
 RIGHT, WRONG = "#1b7837", "#b2182b"  # colours of predictions
-NAMES = {  # of columns of a log and of frameworks, as a paper has them
+NAMES = {  # of columns of a log, as a paper has them
     "val_clean": "clean",
     "val_pgd": "PGD-20",
     "loss": "loss, all terms",
@@ -48,36 +48,18 @@ NAMES = {  # of columns of a log and of frameworks, as a paper has them
     "rel": "relation term",
     "eps": "mean radius (1/255)",
     "steps": "mean attack steps",
-    "at": "AT",
-    "trades": "TRADES",
-    "ard": "ARD",
-    "rslad": "RSLAD",
-    "iad": "IAD",
-    "adaad": "AdaAD",
-    "mtard": "MTARD",
-    "igdm": "IGDM",
-    "saad": "SAAD",
-    "namid": "NAMID",
-    "mid": "MID",
 }
 
 
 def name_of_run(folder: Path) -> str:
-    """A run as its pictures call it: its folder in the one above, rslad/s0, without runs/."""
+    """A run as its pictures call it: its folder in the one above, rslad/s0, without runs/.
+
+    What it trained, RSLAD + InfoARD, stands before that if config.json says so.
+    """
     parts = folder.absolute().parts[-2:]
-    return "/".join(part for part in parts if part != "runs")
-
-
-def name_of_cell(cell: str) -> str:
-    """A cell as a paper has it: rslad/infoard is RSLAD + InfoARD, */infoard (9) the mean of 9."""
-    base, _, part = cell.rpartition("/")
-    part, _, count = part.partition(" (")
-    if base == "*":
-        base = f"mean of {count.rstrip(')')}"
-    base = NAMES.get(base, base)
-    if part == "infoard":
-        return f"{base} + InfoARD".removeprefix(" + ")
-    return f"{base}, {part}".removeprefix(", ")
+    name = "/".join(part for part in parts if part != "runs")
+    settings = cells.settings_of(folder)
+    return f"{cells.name_of_settings(settings)} ({name})" if settings else name
 
 
 def draw(folder: str | Path, **figures: Callable) -> None:
@@ -127,7 +109,7 @@ def plot_over_eps(panel, over_eps: dict[str, float], n: int) -> None:
     radii = [int(radius) for radius in over_eps]
     accuracies = list(over_eps.values())
     ends = [evaluation.interval(accuracy / 100, n) for accuracy in accuracies]
-    panel.plot(radii, accuracies, "o-", ms=3, label=f"n = {n}")
+    panel.plot(radii, accuracies, "o-", ms=3, label=f"last epoch, n = {n}")
     panel.fill_between(radii, *zip(*ends, strict=True), alpha=0.2, label="95% interval")
     panel.set(xlabel=r"attack radius $\epsilon$ (1/255)", ylabel="PGD-20 accuracy (%)")
     panel.set_ylim(bottom=0)
@@ -196,8 +178,13 @@ def figure_sheet(
         figure.supxlabel(textwrap.fill(caption, width), fontsize=6, x=0.01, ha="left")
 
 
-def figure_gains(figure, rows: dict[str, dict[str, tuple[float, float]]]) -> None:
-    """What each cell gains on plain, with 95% intervals over seeds; rows: of tables.gains."""
+def figure_gains(
+    figure, rows: dict[str, dict[str, tuple[float, float]]], what: str = "the last epoch"
+) -> None:
+    """What each row gains on plain, with 95% intervals over seeds.
+
+    rows: {name: what tables.gains says of a cell}; what: which checkpoint is shown.
+    """
     figure.set_size_inches(6.5, 0.9 + 0.19 * len(rows))
     places = -np.arange(len(rows))
     panels = figure.subplots(1, 2, sharey=True)
@@ -210,14 +197,18 @@ def figure_gains(figure, rows: dict[str, dict[str, tuple[float, float]]]) -> Non
             halves.append(half)
         panel.errorbar(means, places, xerr=halves, fmt="o", ms=3, lw=1, color="C0")
         panel.axvline(0, color="0.3", lw=0.8)
-        panel.set_yticks(places, [name_of_cell(cell) for cell in rows])
+        panel.set_yticks(places, list(rows))
         panel.set_ylim(places[-1] - 0.6, 0.6)
         shown = {"worst": "robust", "clean": "clean"}
         panel.set_xlabel(f"gain in {shown[name]} accuracy (points)")
-    told = (
-        "gain of the last epoch on the plain run of the same seed; bars: 95% intervals over seeds"
-    )
+    bars = "; bars: 95% intervals over seeds" if any_interval(rows) else "; one seed: no intervals"
+    told = f"gain on the plain run of the same seed ({what}){bars}"
     figure.supxlabel(f"{told}; robust: right under every attack", fontsize=6)
+
+
+def any_interval(rows: dict[str, dict[str, tuple[float, float]]]) -> bool:
+    """Whether any gain is of more than one seed."""
+    return any(not math.isnan(half) for row in rows.values() for _, half in row.values())
 
 
 def apart(places: list[float], gap: float) -> list[float]:
@@ -369,10 +360,10 @@ def caption_of_sheet(judge: str, eps: float) -> str:
     return (
         f"Rows: test images, from the least to the greatest margin of the {judge} (probability of "
         "the true class less the largest other, on the clean image). Attacked: PGD-20 on the "
-        f"student, radius {radius}. Perturbation: black -{radius}, grey 0, white +{radius}, each "
-        "colour by itself. Attention (last resolution but one): squares summed over channels, each "
-        "map from its least value (black) to its greatest (yellow). Below: the class that the net "
-        "of the column names and its probability, green if right, red if wrong."
+        f"student (last epoch), radius {radius}. Perturbation: black -{radius}, grey 0, white "
+        f"+{radius}, each colour by itself. Attention (last resolution but one): squares summed "
+        "over channels, each map from its least value (black) to its greatest (yellow). Below: the "
+        "class that the net of the column names and its probability, green if right, red if wrong."
     )
 
 
@@ -382,7 +373,7 @@ def run_figures(folder: str | Path) -> None:
     I.require((out / "results.json").exists(), f"{out} holds no finished run (no results.json)")
     lines = (out / "log.jsonl").read_text().splitlines()
     log = [json.loads(line) for line in lines]
-    results = tables.read_json(out / "results.json")
+    results = cells.read_json(out / "results.json")
     figures = {"curves": partial(figure_curves, log=log, results=results)}
     if (out / "sheet.pt").exists():
         content = I.load_tensors(out / "sheet.pt")
@@ -460,12 +451,13 @@ def alike(student: nn.Module, teacher: nn.Module, x: Tensor, x_adv: Tensor) -> d
 
 def settings_of_run(folder: Path, given: dict) -> I.Config:
     """The settings of a finished run, with its teacher, and what was given on top of them."""
-    made = tables.read_json(folder / "config.json")["settings"]
+    made = cells.read_json(folder / "config.json")["settings"]
     names = ("teacher", "teacher_arch", "teacher_norm", "benchmark")
     settings = {name: made.get(name) for name in names}
     settings.update(given)
     cfg = I.Config(**cli.settings(str(folder / "best.pt"), settings))
-    I.require(cfg.teacher, f"{folder} names no teacher: add --teacher")
+    told = f"{folder} does not say where its teacher lies: add --teacher, such as"
+    I.require(cfg.teacher, f"{told} runs/teachers/NAME/best.pt if it was trained for this run")
     return cfg
 
 
@@ -503,18 +495,26 @@ def attention_of_run(folder: Path, given: dict) -> dict[str, float]:
 
 
 def run_attention(folder: str, **given) -> None:
-    """How alike attention maps are, clean and under PGD-20 on the student, of student and teacher,
-    for each run below a folder; --teacher: in the place of the one that a run names."""
+    """How alike attention maps are, clean and under PGD-20 on the student, of student and teacher.
+
+    S is the student, T the teacher, x an image, x' that image attacked. For each run below a
+    folder; --teacher: in the place of the one that a run names. The table is printed, and written
+    into that folder as attention.md.
+    """
     lines = []
-    for cell, runs in tables.finished(folder).items():
+    folders = cells.finished(folder)
+    names_of_rows = cells.names_of(list(folders), cells.read_settings(folders))
+    for cell, runs in folders.items():
+        if cells.is_teacher(cell):
+            continue
         found = [attention_of_run(run, given) for run in runs.values()]
         names = list(found[0])
         texts = [tables.spread([means[name] for means in found]) for name in names]
-        lines.append([cell, *texts, str(len(found))])
+        lines.append([names_of_rows[cell], *texts, str(len(found))])
     header = ["cosine", *names, "seeds"]
     text = tables.markdown([header, *lines])
-    I.save(Path(folder, "attention.md"), f"{text}\n".encode())
-    print(text)
+    tables.show(text)
+    tables.keep(Path(folder), {"attention.md": f"{text}\n"})
 
 
 run_attention.takes = (

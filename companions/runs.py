@@ -561,8 +561,8 @@ def about_chance(result: dict, y: Tensor, hint: str) -> list[str]:
 
 
 def add_findings(run: I.Run, net: nn.Module, results: dict) -> None:
-    """Adds what the method findings of a net, such as MID's, says of the test images, how the student
-    itself does where an average of its weights is evaluated, and a note to what is at chance.
+    """Adds what the method findings of a net, such as MID's, says of the test images; how the
+    student itself does where an average of its weights is evaluated; a note to what is at chance.
     """
     if "ema" in run.parts:
         averaging.add_raw(run, results)

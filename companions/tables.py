@@ -4,19 +4,22 @@
     python infoard.py compare DIR    what each of them gains on the plain one, with intervals
     python infoard.py curve DIR      what accuracy costs what time
 
-    1  columns    2  finished runs    3  text    4  pairs    5  tables    6  gains
-    7  accuracy beside time
+    1  columns    2  text    3  pairs    4  tables    5  gains    6  accuracy beside time
 
 A run is a folder with results.json: {which: result of evaluate}, where which is best, last, raw
-or transfer; eval.json beside it, which `infoard.py eval --out` writes, is read as another, and
-stands for a run where it is alone, as that of a stranger's checkpoint does. Runs in folders s0, s1,
-... are the seeds of one cell, and cells of one folder are compared seed by seed: DIR/rslad/infoard
-with DIR/rslad/plain. Between functions they travel as {cell: {seed: run}}.
+or transfer; eval.json beside it, which `infoard.py eval --out` writes, is read as another, and stands
+for a run where it is alone, as that of a stranger's checkpoint does. Runs in folders CELL/s0,
+CELL/s1, ... or, as train names them, CELL-s0, CELL-s1, ... are the seeds of one cell. Each is
+compared with the plain one of its seed: DIR/rslad/infoard/s0 with DIR/rslad/plain/s0, or wherever
+the run lies whose config.json differs in InfoARD alone. Between functions runs travel as
+{cell: {seed: run}}, and what config.json says of them as {cell: {seed: settings}}.
 """
 
 import json
 import math
+import os
 import re
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +28,19 @@ from scipy import stats
 
 import infoard as I
 from companions import protocol
+from companions.cells import (
+    finished,
+    is_teacher,
+    mixed_seeds,
+    names_of,
+    partner_of,
+    place_of,
+    read,
+    read_json,
+    read_settings,
+    unlike,
+    unread_by,
+)
 
 # ==== 1. Columns ==================================================================================
 
@@ -96,6 +112,7 @@ PROPER = {
     "ssim": "SSIM",
     "ssim_adv": r"SSIM$_\mathrm{adv}$",
     "gain": "Gain",
+    "eps": r"$\epsilon$",
     "n": "$n$",
     "seeds": "Seeds",
 }
@@ -127,62 +144,12 @@ def in_ball(name: str) -> bool:
     return name in LINF or name not in COLUMNS
 
 
-# ==== 2. Finished runs ============================================================================
-
-
-def reading_order(file: Path) -> tuple:
-    """By folder, and within one the cell plain first."""
-    folder = file.parts[:-3]
-    other = file.parts[-3:-2] != ("plain",)
-    return folder, other, file
-
-
-def finished(folder: str | Path) -> dict[str, dict[str, Path]]:
-    """{cell: {seed: folder of the run}} of all finished runs below a folder, plain ones first.
-
-    A run that is no folder s0, s1, ... is a cell of its own, and its name stands for the seed.
-    """
-    cells = {}
-    files = [*Path(folder).rglob("results.json"), *Path(folder).rglob("eval.json")]
-    for file in sorted({file.with_name("results.json") for file in files}, key=reading_order):
-        run = file.parent.relative_to(folder).as_posix()
-        cell = re.sub(r"/s\d+$", "", run)
-        cells.setdefault(cell, {})[file.parent.name] = file.parent
-    told = f"no finished runs (results.json) and no evaluations (eval.json) below {folder}"
-    I.require(cells, told)
-    return cells
-
-
-def read_json(file: Path) -> dict:
-    """The content of a JSON file."""
-    return json.loads(file.read_text())
-
-
-def read_run(folder: Path) -> dict[str, dict]:
-    """{which: result} of a run; eval: what `eval --out` has measured there since."""
-    results = {}
-    if (folder / "results.json").exists():
-        results = read_json(folder / "results.json")
-    later = folder / "eval.json"
-    if later.exists():
-        results["eval"] = read_json(later)
-    return results
-
-
-def read(cells: dict[str, dict[str, Path]]) -> dict[str, dict[str, dict]]:
-    """{cell: {seed: {which: result}}} of the folders that finished() found."""
-    return {
-        cell: {seed: read_run(folder) for seed, folder in runs.items()}
-        for cell, runs in cells.items()
-    }
+# ==== 2. Text =====================================================================================
 
 
 def sizes(results: list[dict]) -> str:
     """On how many images the results were measured: 1000, or 1000/10000 if they differ."""
     return "/".join(sorted({f"{result['n']:.0f}" for result in results}))
-
-
-# ==== 3. Text =====================================================================================
 
 
 def markdown(lines: list[list[str]]) -> str:
@@ -201,6 +168,9 @@ def escaped(text: str) -> str:
     return text.replace("%", r"\%").replace("_", r"\_").replace("±", r"$\pm$")
 
 
+BOOKTABS = r"% These tables need \usepackage{booktabs}."
+
+
 def latex(lines: list[list[str]]) -> str:
     """The same table as LaTeX, for the package booktabs; columns have the names of papers."""
     header = [PROPER.get(name, escaped(name)) for name in lines[0]]
@@ -215,6 +185,8 @@ def proper_word(found: re.Match) -> str:
     """A word of a caption as LaTeX: names of attacks and symbols as papers have them."""
     words = {
         **PROPER,
+        "clean": "clean",  # words of sentences
+        "seeds": "seeds",
         "apgd": "APGD-T",  # its two parts are told apart there
         "apgd-ce": "APGD-CE",
         "fab-t": "FAB-T",
@@ -235,17 +207,30 @@ def mean_in(cell: str) -> float:
         return -math.inf
 
 
+def compared_rows(lines: list[list[str]]) -> list[list[int]]:
+    """The rows of a table, from 1, in groups of equal n and eps: only these can be compared."""
+    places = [place for place, name in enumerate(lines[0]) if name in ("n", "eps")]
+    groups = {}
+    for row, line in enumerate(lines[1:], start=1):
+        groups.setdefault(tuple(line[place] for place in places), []).append(row)
+    return list(groups.values())
+
+
 def best_in_bold(lines: list[list[str]]) -> list[list[str]]:
-    """The table with the highest mean of each column, or all that share it, as LaTeX's bold."""
+    """The table with the highest mean of each column in bold, among rows of equal n and eps.
+
+    All that share it are bold; nothing is where a column says the same of all.
+    """
     rows = [list(line) for line in lines]
-    for place, name in enumerate(lines[0]):
-        means = [mean_in(line[place]) for line in lines[1:]]
-        compared = [mean for mean in means if mean > -math.inf]
-        if name in ("n", "seeds") or place == 0 or len(compared) < 2:
-            continue
-        for row, mean in zip(rows[1:], means, strict=True):
-            if mean == max(compared):
-                row[place] = rf"\textbf{{{row[place]}}}"
+    for group in compared_rows(lines):
+        for place, name in enumerate(lines[0]):
+            means = {row: mean_in(lines[row][place]) for row in group}
+            known = [mean for mean in means.values() if mean > -math.inf]
+            if name in ("n", "eps", "seeds") or place == 0 or len(set(known)) < 2:
+                continue
+            for row, mean in means.items():
+                if mean == max(known):
+                    rows[row][place] = rf"\textbf{{{rows[row][place]}}}"
     return rows
 
 
@@ -267,7 +252,16 @@ def spread(values: list[float | None]) -> str:
     return text
 
 
-# ==== 4. Pairs ====================================================================================
+# ==== 3. Pairs ====================================================================================
+
+
+def radii_of(result: dict) -> dict[str, float]:
+    """{norm: radius} under which a result was found, as far as it says so itself."""
+    radii = {}
+    for attack in result.get("about", {}).get("attacks", {}).values():
+        if attack.get("eps") is not None:
+            radii[attack["norm"]] = attack["eps"]
+    return radii
 
 
 def how_measured(result: dict) -> list:
@@ -280,7 +274,9 @@ def how_measured(result: dict) -> list:
 
 def comparable(a: dict, b: dict) -> bool:
     """Whether two results are of as many images, the same radii, kind of checkpoint and source."""
-    return how_measured(a) == how_measured(b)
+    mine, theirs = radii_of(a), radii_of(b)
+    same_radii = all(mine[norm] == theirs[norm] for norm in mine.keys() & theirs.keys())
+    return same_radii and how_measured(a) == how_measured(b)
 
 
 def subtracted(result: dict, base: dict) -> dict[str, float]:
@@ -298,22 +294,27 @@ def subtracted(result: dict, base: dict) -> dict[str, float]:
     return difference
 
 
-def paired(results: dict, which: str, to: str) -> dict[str, dict[str, dict[str, float]]]:
-    """{cell: {seed: n and differences}} to the cell called `to` beside it, where comparable."""
+def paired(
+    results: dict, which: str, to: str, made: dict | None = None
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{cell: {seed: n and differences}} to the run called `to` of the same seed, where comparable.
+
+    made: the settings of runs, by which those are paired that no cell of that name stands beside.
+    """
     found = {}
-    for cell, runs in results.items():
-        partner = re.sub(r"[^/]+$", to, cell)
-        if partner == cell or partner not in results:
-            continue
-        for seed, run in runs.items():
+    for cell, its_runs in results.items():
+        for seed, run in its_runs.items():
+            partner = partner_of(cell, seed, to, results, made or {})
+            if partner is None:
+                continue
             result = run.get(which)
-            base = results[partner].get(seed, {}).get(which)
+            base = results[partner[0]][partner[1]].get(which)
             if result and base and comparable(result, base):
                 found.setdefault(cell, {})[seed] = subtracted(result, base)
     return found
 
 
-# ==== 5. Tables ===================================================================================
+# ==== 4. Tables ===================================================================================
 
 
 def table_row(results: list[dict], columns: list[str], gains: list[dict]) -> dict[str, str]:
@@ -325,57 +326,102 @@ def table_row(results: list[dict], columns: list[str], gains: list[dict]) -> dic
     return row
 
 
-def table(results: dict, which: str = "best") -> list[list[str]]:
+def says_something(column: str, texts: list[str]) -> bool:
+    """Whether a column is worth its place in a table."""
+    if column == "eps":
+        return len(set(texts)) > 1
+    nothing = "1" if column == "seeds" else "-"
+    return any(text != nothing for text in texts)
+
+
+def table(results: dict, which: str = "best", made: dict | None = None) -> list[list[str]]:
     """A header and a line for each cell of {cell: {seed: {which: result}}}.
 
-    The gain is that of `worst` on the cell called plain beside it, paired by seed. Columns that say
-    nothing are left out.
+    The gain is that of `worst` on the plain run of the same seed. Columns that say nothing are left
+    out, and eps where all rows have the same. made: settings of the runs.
     """
-    shown = {}
-    for cell, runs in results.items():
-        shown[cell] = [run[which] for run in runs.values() if which in run]
-    gains = paired(results, which, "plain")
-    columns = columns_of([result for cell in shown.values() for result in cell])
+    made = made or {}
+    shown = shown_in(results, which)
+    gains = paired(results, which, "plain", made)
+    columns = columns_of([result for measured in shown.values() for result in measured])
+    radii = radii_in_words(shown, made)
 
     rows = {}
     for cell, measured in shown.items():
-        if measured:
-            rows[cell] = table_row(measured, columns, list(gains.get(cell, {}).values()))
+        rows[cell] = table_row(measured, columns, list(gains.get(cell, {}).values()))
+        rows[cell]["eps"] = radii[cell]
 
     used = []
-    for column in [*columns, "gain", "n", "seeds"]:
-        nothing = "1" if column == "seeds" else "-"
-        if any(row[column] != nothing for row in rows.values()):
+    for column in [*columns, "gain", "n", "eps", "seeds"]:
+        if says_something(column, [row[column] for row in rows.values()]):
             used.append(column)
-    lines = [[cell, *(row[column] for column in used)] for cell, row in rows.items()]
+    names = names_of(list(rows), made)
+    lines = [[names[cell], *(row[column] for column in used)] for cell, row in rows.items()]
     return [[f"{which} (%)", *used], *lines]
 
 
-def radii_of(folders: dict[str, dict[str, Path]], which: str, results: dict) -> list[str]:
-    """The L-infinity radii under which results were found: 8/255, as far as is known."""
-    found = set()
-    for cell, runs in folders.items():
-        for seed, folder in runs.items():
-            result = results[cell][seed].get(which)
-            if result is None:
-                continue
+def shown_in(results: dict, which: str) -> dict[str, list[dict]]:
+    """{cell: results of its seeds} of the cells that have any of this kind."""
+    shown = {}
+    for cell, runs in results.items():
+        measured = [run[which] for run in runs.values() if which in run]
+        if measured:
+            shown[cell] = measured
+    return shown
+
+
+def radii_in_words(shown: dict[str, list[dict]], made: dict) -> dict[str, str]:
+    """{cell: the radii of its attacks}: 8/255, L2 0.5; - if they were not kept."""
+    found = {}
+    for cell, measured in shown.items():
+        texts = []
+        for result in measured:
+            radii = radii_of(result)
             eps = result.get("about", {}).get("eps", result.get("settings", {}).get("eps"))
-            config = folder / "config.json"
-            if eps is None and which != "eval" and config.exists():
-                eps = read_json(config).get("settings", {}).get("eps")
-            if eps is not None:
-                found.add(protocol.as_pixels(eps))
-    return sorted(found)
+            if eps is None and "checkpoint" not in result:  # no evaluation of other settings
+                eps = next(
+                    (made_by["eps"] for made_by in made.get(cell, {}).values() if made_by), None
+                )
+            if not radii and eps is not None:
+                radii["linf"] = eps
+            for norm, radius in radii.items():
+                text = protocol.length(radius, norm)
+                texts.append(text if norm == "linf" else f"L2 {text}")
+        found[cell] = ", ".join(dict.fromkeys(texts)) or "-"
+    return found
 
 
-def protocols_of(shown: list[dict]) -> list[str]:
-    """What the attacks of results do: linf eps 8/255: pgd_sat 20 x 2/255, ..."""
+def some_names(names: list[str]) -> str:
+    """The first three of some names."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def protocols_of(shown: dict[str, list[dict]]) -> list[str]:
+    """What the attacks of results do, a text for each norm and radius, and then for their starts.
+
+    shown: {name of a row: results}. Where rows differ in the radius, it says whose it is.
+    """
+    balls, every = {}, {}
+    for row, measured in shown.items():
+        for result in measured:
+            attacks = result.get("about", {}).get("attacks", {})
+            every.update(attacks)
+            for name, attack in attacks.items():
+                ball = attack["norm"], attack.get("eps")
+                words, rows = balls.setdefault(ball, ([], []))
+                words.append(protocol.in_full(name, attack))
+                rows.append(row)
+
+    norms = [norm for norm, _ in balls]
     texts = []
-    for result in shown:
-        for text in protocol.of_attacks(result.get("about", {"attacks": {}})):
-            if text not in texts:
-                texts.append(text)
-    return texts
+    for (norm, eps), (words, rows) in balls.items():
+        text = f"{protocol.in_ball(norm, eps)}: {', '.join(dict.fromkeys(words))}"
+        if norms.count(norm) > 1:
+            text = f"rows {some_names(list(dict.fromkeys(rows)))} at {text}"
+        texts.append(text)
+    starts = protocol.of_starts({"attacks": every})
+    return [*texts, starts] if starts else texts
 
 
 WHICH = {
@@ -384,67 +430,141 @@ WHICH = {
     "raw": "the last epoch, without the averaging of weights",
     "transfer": "attacks made on an undefended net",
     "eval": "evaluated afterwards",
+    "teacher": "trained for the runs above, the checkpoint chosen on validation images",
 }
 
 
-def measured_how(folders: dict, which: str, results: dict) -> str:
-    """n, eps, what the attacks do and what ± is, of the table of one kind of result."""
-    shown = [run[which] for runs in results.values() for run in runs.values() if which in run]
-    sizes_known = sizes(shown)
-    totals = sorted({str(r["about"]["of"]) for r in shown if "of" in r.get("about", {})})
-    parts = [f"n = {sizes_known}"]
+def what_is_shown(which: str, results: dict, made: dict) -> str:
+    """Which checkpoint the rows of a table are, in words."""
+    found = [run for runs in results.values() for run in runs.values() if which in run]
+    text = WHICH[which]
+    if which == "eval":
+        nets = sorted({Path(run["eval"].get("checkpoint", "")).name for run in found} - {""})
+        return f"{text}: {some_names(nets)}" if nets else text
+    known = [settings for runs in made.values() for settings in runs.values() if settings]
+    if which == "best" and known and all(settings["val_size"] == 0 for settings in known):
+        return "the last epoch, as there were no validation images"
+    if which == "best" and all(run.get("last") == run["best"] for run in found):
+        return f"{text}: the last epoch"
+    return text
+
+
+def images_in_words(every: list[dict]) -> str:
+    """Of how many images results are, and how these were chosen."""
+    abouts = [result.get("about", {}) for result in every]
+    text = f"n = {sizes(every)}"
+    totals = sorted({about["of"] for about in abouts if "of" in about})
     if totals:
-        parts[0] += f" of {'/'.join(totals)}"
-    parts[0] += " test images"
-    radii = radii_of(folders, which, results)
-    protocols = protocols_of(shown)
-    if protocols:
-        parts += protocols
+        text += f" of {'/'.join(map(str, totals))}"
+    text += " test images"
+    chosen = {about.get("chosen") for about in abouts}
+    if len(chosen) == 1 and None not in chosen:
+        text += f", {chosen.pop()}"
+    of_a_class = [about["worst_class_n"] for about in abouts if "worst_class_n" in about]
+    if of_a_class and min(of_a_class) < 100:
+        text += f"; worst_class is of {min(of_a_class)} images, too few to compare"
+    return text
+
+
+def measured_how(which: str, results: dict, made: dict) -> str:
+    """n, eps, what the attacks do and what ± is, of the table of one kind of result."""
+    shown = shown_in(results, which)
+    names = names_of(list(shown), made)
+    parts = [images_in_words([result for measured in shown.values() for result in measured])]
+    attacks = protocols_of({names[cell]: measured for cell, measured in shown.items()})
+    if attacks:
+        parts += attacks
     else:
-        parts.append(f"L-infinity eps {', '.join(radii) or 'not kept'}")
-    if any(len(runs) > 1 for runs in results.values()):
+        known = sorted({*radii_in_words(shown, made).values()} - {"-"})
+        parts.append(f"L-infinity eps {', '.join(known) or 'not kept'}")
+    if any(len(measured) > 1 for measured in shown.values()):
         parts.append("± is the standard deviation over seeds")
-    return f"{which} ({WHICH[which]}): accuracy in per cent; {'; '.join(parts)}"
+    what = what_is_shown(which, results, made)
+    return f"{which} ({what}): accuracy in per cent; {'; '.join(parts)}"
 
 
-def masking_warnings(results: dict) -> list[str]:
+def masking_warnings(folders: dict, results: dict, folder: str) -> list[str]:
     """A line for each warning that an evaluation gave."""
     lines = []
     for cell, runs in results.items():
         for seed, run in runs.items():
-            name = f"{cell}/{seed}" if re.fullmatch(r"s\d+", seed) else cell
+            place = place_of(folders[cell][seed], Path(folder))
             for which in ("best", "eval"):
                 for warning in run.get(which, {}).get("warnings", []):
-                    lines.append(f"warning, gradients may be masked: {name}: {warning}")
+                    lines.append(f"warning, gradients may be masked: {place}: {warning}")
     return lines
 
 
+def show(text: str) -> None:
+    """Prints; a reader who has seen enough, as head has, is no mistake."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def keep(folder: Path, files: dict[str, str]) -> None:
+    """Writes {name: text} into a folder, but not what is there already, and says so."""
+    changed = []
+    for name, text in files.items():
+        file = folder / name
+        if file.exists() and file.read_text() == text:
+            continue
+        try:
+            I.save(file, text.encode())
+        except I.InfoardError as error:  # a folder to be read only: what is printed is enough
+            show(f"\nnot written: {str(error).partition(';')[0]}")
+            return
+        changed.append(name)
+    if changed:
+        show(f"\nwritten in {folder}: {', '.join(changed)}")
+    else:
+        show(f"\nas it was in {folder}: {', '.join(files)}")
+
+
 def run_tables(folder: str) -> None:
-    """Tables over the seeds (folders s0, s1, ...) of the runs below a folder, printed and kept."""
+    """Tables of the runs below a folder, over their seeds (CELL/s0, CELL/s1 or CELL-s0, CELL-s1).
+
+    They are printed, and written into that folder as tables.md, tables.tex (LaTeX, which needs
+    booktabs) and tables.jsonl (all that was measured). A teacher that a run has trained has a table
+    of its own.
+    """
     folders = finished(folder)
     results = read(folders)
-    made = {which: table(results, which) for which in WHICH}
-    if made["last"][1:] == made["best"][1:]:
-        del made["last"]  # the last epoch was the best
-    made = {which: lines for which, lines in made.items() if len(lines) > 1}
-    about = {which: measured_how(folders, which, results) for which in made}
+    made = read_settings(folders)
+    students = {cell: runs for cell, runs in results.items() if not is_teacher(cell)}
+    teachers = {}
+    for cell, runs in results.items():
+        if is_teacher(cell):
+            shown_of = {seed: run.get("best", run.get("eval")) for seed, run in runs.items()}
+            teachers[cell] = {seed: {"teacher": result} for seed, result in shown_of.items()}
+    shown = {which: students for which in WHICH if which != "teacher"}
+    shown["teacher"] = teachers
+    made_tables = {which: table(rows, which, made) for which, rows in shown.items()}
+    if made_tables["last"][1:] == made_tables["best"][1:]:
+        del made_tables["last"]  # the last epoch was the best
+    made_tables = {which: lines for which, lines in made_tables.items() if len(lines) > 1}
+    about = {which: measured_how(which, shown[which], made) for which in made_tables}
 
-    parts = [markdown(lines) for lines in made.values()]
-    parts.append("\n".join([*about.values(), *masking_warnings(results)]))
+    parts = [markdown(lines) for lines in made_tables.values()]
+    remarks = [*mixed_seeds(made), *masking_warnings(folders, results, folder)]
+    parts.append("\n".join([*about.values(), *remarks]))
     rows = [json.dumps({"cell": cell, "seeds": runs}) for cell, runs in results.items()]
-    content = {
-        "md": "\n\n".join(parts),
-        "tex": "\n\n".join(
-            latex_table(lines, f"{about[which]}. Best in bold.") for which, lines in made.items()
-        ),
-        "jsonl": "\n".join(rows),
+    latex_tables = []
+    for which, lines in made_tables.items():
+        bold = "Best in bold, among rows of equal n and eps"
+        latex_tables.append(latex_table(lines, f"{about[which]}. {bold}."))
+    text = "\n\n".join(parts)
+    show(text)
+    files = {
+        "tables.md": f"{text}\n",
+        "tables.tex": "\n\n".join([BOOKTABS, *latex_tables]) + "\n",
+        "tables.jsonl": "\n".join(rows) + "\n",
     }
-    for kind, text in content.items():
-        I.save(Path(folder, f"tables.{kind}"), f"{text}\n".encode())
-    print(f"{content['md']}\n\nin {folder}: tables.md, tables.tex, tables.jsonl")
+    keep(Path(folder), files)
 
 
-# ==== 6. Gains ====================================================================================
+# ==== 5. Gains ====================================================================================
 
 
 def mean_interval(values: list[float]) -> tuple[float, float]:
@@ -489,9 +609,9 @@ def pooled(cells: dict[str, dict]) -> dict[str, dict]:
     return found
 
 
-def differences(results: dict, which: str, to: str) -> dict[str, dict]:
+def differences(results: dict, which: str, to: str, made: dict | None = None) -> dict[str, dict]:
     """What paired() finds, and the means over cells of the same name that pooled() makes of it."""
-    cells = paired(results, which, to)
+    cells = paired(results, which, to, made)
     return cells | pooled(cells)
 
 
@@ -508,55 +628,116 @@ def gains(cells: dict[str, dict]) -> dict[str, dict[str, tuple[float, float]]]:
     return rows
 
 
-def gain_table(cells: dict[str, dict], title: str) -> list[list[str]]:
+def gain_table(cells: dict[str, dict], title: str, made: dict | None = None) -> list[list[str]]:
     """A header, and for each cell its gains, the images and the number of seeds."""
     rows = gains(cells)
     columns = columns_of([difference for seeds in cells.values() for difference in seeds.values()])
     used = [name for name in columns if any(name in row for row in rows.values())]
+    names = names_of(list(rows), made or {})
 
     lines = [[title, *used, "n", "seeds"]]
     for cell, row in rows.items():
         texts = [signed(*row[name]) if name in row else "-" for name in used]
         seeds = cells[cell]
-        lines.append([cell, *texts, sizes(list(seeds.values())), str(len(seeds))])
+        lines.append([names[cell], *texts, sizes(list(seeds.values())), str(len(seeds))])
     return lines
 
 
-def compare_tables(results: dict) -> list[list[list[str]]]:
+def compare_tables(results: dict, made: dict | None = None) -> list[list[list[str]]]:
     """The gain on plain, then on uniform, of last, best and eval; without those seen before."""
     tables = []
     for to in ("plain", "uniform"):
         for which in ("last", "best", "eval"):
-            cells = differences(results, which, to)
-            lines = gain_table(cells, f"gain of {which} on {to} (points)")
+            cells = differences(results, which, to, made)
+            lines = gain_table(cells, f"gain of {which} on {to} (points)", made)
             seen = [shown[1:] for shown in tables]  # best is not shown where it is the last
             if cells and lines[1:] not in seen:
                 tables.append(lines)
     return tables
 
 
+PAIRS = (
+    "two runs that differ in --no-infoard alone, with the same --seed and settings (their "
+    "config.json says so), or folders NAME/plain/s0 and NAME/infoard/s0"
+)
+
+
+def why_unpaired(results: dict, made: dict, folder: str) -> str:
+    """Why nothing below a folder can be compared, in one line, and what would be."""
+    told = f"nothing to compare below {folder}: it takes {PAIRS}, evaluated on as many images"
+    of_info, plain = [], []
+    for cell, runs in results.items():
+        for seed in runs:
+            settings = made.get(cell, {}).get(seed, {})
+            if settings.get("infoard"):
+                of_info.append((cell, settings))
+            elif settings:
+                plain.append((cell, settings))
+    if of_info and not plain:
+        return f"{told}; no run here is plain (--no-infoard)"
+    nearest = None
+    for cell, mine in of_info:
+        for other, theirs in plain:
+            names = unlike(mine, theirs, unread_by("plain", mine))
+            if nearest is None or len(names) < len(nearest[2]):
+                nearest = cell, other, names
+    if nearest:
+        cell, other, names = nearest
+        differ = some_names([I.flag_of(name) for name in names]) or "the images or attacks"
+        told += f"; the nearest, {cell} and {other}, differ in {differ}"
+    return told
+
+
+def pairs_in_words(results: dict, made: dict) -> list[str]:
+    """A line for each cell whose partner was found by its settings, not by the name of a folder."""
+    lines = {}
+    for to in ("plain", "uniform"):
+        for cell, runs in results.items():
+            for seed in runs:
+                partner = partner_of(cell, seed, to, results, made)
+                if partner and Path(partner[0]).name != to:
+                    lines[f"compared by their settings: {cell} with {partner[0]}"] = True
+    return list(lines)
+
+
 def run_compare(folder: str) -> None:
-    """What each cell below a folder gains on those named plain and uniform beside it: differences
-    paired by seed, in points, with 95% intervals over seeds; as tables and a figure."""
+    """What runs below a folder gain on their plain partners, and on those of uniform radii.
+
+    Partners are runs that differ in --no-infoard (or --asa uniform) alone, wherever they lie, or
+    cells named plain and uniform beside a cell: NAME/infoard/s0 and NAME/plain/s0. Differences are
+    paired by seed, in points, with 95% intervals over seeds. They are printed, and written into
+    that folder as compare.md and figures/gains (png and pdf).
+    """
     from companions import figures
 
-    results = read(finished(folder))
-    rows = gains(differences(results, "last", "plain"))
-    I.require(
-        rows,
-        f"no cell below {folder} with a last epoch of a seed that plain has too, seen by as many "
-        "images",
-    )
-    parts = [markdown(lines) for lines in compare_tables(results)]
-    text = "\n\n".join(
-        [*parts, "± is half a 95% interval of the mean gain, over seeds (Student's t)"]
-    )
-    I.save(Path(folder, "compare.md"), f"{text}\n".encode())
-    print(text)
-    figures.draw(Path(folder, "figures"), gains=partial(figures.figure_gains, rows=rows))
+    folders = finished(folder)
+    results = {cell: runs for cell, runs in read(folders).items() if not is_teacher(cell)}
+    made = read_settings(folders)
+    tables = compare_tables(results, made)
+    I.require(tables, why_unpaired(results, made, folder))
+    about = ["± is half a 95% interval of the mean gain, over seeds (Student's t)"]
+    if not any("±" in cell for lines in tables for line in lines for cell in line):
+        about = ["one seed for each: more of them (--seed 1, 2, ...) give 95% intervals"]
+    about += [*pairs_in_words(results, made), *mixed_seeds(made)]
+    text = "\n\n".join([*map(markdown, tables), "\n".join(about)])
+    show(text)
+
+    kept = Path(folder, "compare.md")
+    as_it_was = kept.exists() and kept.read_text() == f"{text}\n"
+    keep(Path(folder), {"compare.md": f"{text}\n"})
+    if as_it_was and Path(folder, "figures/gains.png").exists():
+        return
+    for which in ("last", "best", "eval"):
+        rows = gains(differences(results, which, "plain", made))
+        if rows:
+            names = names_of(list(rows), made)
+            rows = {names[cell]: row for cell, row in rows.items()}
+            fill = partial(figures.figure_gains, rows=rows, what=WHICH[which])
+            figures.draw(Path(folder, "figures"), gains=fill)
+            break
 
 
-# ==== 7. Accuracy beside time =====================================================================
+# ==== 6. Accuracy beside time =====================================================================
 
 
 def step_kind(settings: dict) -> str:
@@ -585,16 +766,20 @@ def time_and_accuracy(bench: Path) -> tuple[float, str, list[float], list[float]
 
 
 def run_curve(folder: str) -> None:
-    """What accuracy costs what time: for each cell below a folder the results of its seeds
-    (s0, s1, ...) beside a step's time (bench.json), as a table and a figure."""
+    """What accuracy costs what time: the results of each cell in a folder beside a step's time.
+
+    A cell is a folder with runs s0, s1, ... and the bench.json of `infoard.py bench`. The table is
+    printed, and written into that folder as curve.md and figures/curve (png and pdf).
+    """
     from companions import figures
 
     rows = sorted(time_and_accuracy(bench) for bench in Path(folder).glob("*/bench.json"))
-    I.require(rows, f"no cells with runs and bench.json in {folder}")
+    told = f"no cells with runs and bench.json in {folder}: it takes {folder}/NAME/bench.json"
+    I.require(rows, f"{told} (bench --out) beside {folder}/NAME/s0, s1, ... (train --out)")
     lines = [["cell", "ms", "clean (%)", "worst (%)", "seeds"]]
     for ms, cell, clean, worst in rows:
         lines.append([cell, f"{ms:.0f}", spread(clean), spread(worst), str(len(clean))])
     text = markdown(lines)
-    I.save(Path(folder, "curve.md"), f"{text}\n".encode())
-    print(text)
+    show(text)
+    keep(Path(folder), {"curve.md": f"{text}\n"})
     figures.draw(Path(folder, "figures"), curve=partial(figures.figure_curve, rows=rows))

@@ -1,11 +1,15 @@
 """What holds for evaluation.py and autoattack.py: intervals, warnings, parts, teachers."""
 
+import contextlib
 import json
 import os
 import signal
+import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -387,11 +391,11 @@ def test_of_few_classes_a_teacher_needs_less_than_twice_chance(right, classes, p
 
 
 def watched_steps(name, monkeypatch):
-    """[(eps, alpha, steps)] of the pgd that an attack calls."""
+    """[(eps, alpha, steps, start, objective)] of the pgd that an attack calls."""
     seen = []
 
-    def look(objective, x, *, eps, alpha, steps, **options):
-        seen.append((eps, alpha, steps))
+    def look(objective, x, *, eps, alpha, steps, init="uniform", **options):
+        seen.append((eps, alpha, steps, init, objective))
         return x
 
     monkeypatch.setattr(I, "pgd", look)
@@ -402,11 +406,46 @@ def watched_steps(name, monkeypatch):
 
 @each("name", list(protocol.STEPS))
 def test_the_protocol_is_what_the_attack_does(name, monkeypatch):
-    ((eps, alpha, steps),) = watched_steps(name, monkeypatch)
+    ((eps, alpha, steps, init, objective),) = watched_steps(name, monkeypatch)
     attack = I.resolve(I.ATTACKS, name, "attack")
     about = protocol.one_attack(name, attack, 0.1, 0.1)
-    assert (about["eps"], about["steps"]) == (eps, steps)
+    assert (about["eps"], about["steps"], about["start"]) == (eps, steps, init)
     near(about["step_size"], alpha)
+    x = rand(4, 3, 8, 8).float()
+    z = linear_net()(x)
+    y = torch.arange(4)
+    margin = z.scatter(1, y[:, None], -torch.inf).amax(1) - z[y, y]
+    losses = {
+        "cross-entropy": -z.log_softmax(1)[y, y],
+        "margin": margin,
+        "cross-entropy to another class": z.log_softmax(1)[y, 2 * y + 1],  # y + 1 + place
+    }
+    near(objective(x), losses[about["loss"]], 1e-5)  # float32
+
+
+@each(
+    "value, text",
+    [
+        (8 / 255, "8/255"),
+        (2 / 255, "2/255"),
+        (0.003, "0.003"),  # of TRADES, at 8/255
+        (0.003 / 2, "0.0015"),  # and at 4/255
+        (0.8 / 255, "0.8/255"),
+        (0.3, "0.3"),
+        (1.0, "1"),
+        (0.0, "0"),
+        (20 / 3 / 255, "6.67/255"),
+    ],
+)
+def test_a_length_is_told_as_people_write_it(value, text):
+    assert protocol.as_pixels(value) == text
+
+
+@given(value=st.floats(1e-4, 1))
+def test_a_length_is_told_to_three_digits(value):
+    text = protocol.as_pixels(value)
+    above, _, below = text.partition("/")
+    near(float(above) / float(below or 1), value, 0.00501 * value)
 
 
 def test_every_attack_has_a_protocol():
@@ -416,6 +455,7 @@ def test_every_attack_has_a_protocol():
         if attack["norm"] != "none":
             assert attack["eps"] == (0.5 if attack["norm"] == "l2" else 8 / 255), name
             assert attack.get("steps") or attack.get("queries"), name
+            assert attack["start"] in protocol.START and attack["loss"], name
     json.dumps(about)
 
 
@@ -423,13 +463,32 @@ def test_a_line_says_of_how_many_and_under_what(lab, capsys):
     result = evaluate(lab.net, 10, attacks="clean,fgsm,pgd,pgd_l2", eps=4 / 255)
     result["about"].update(of=100, by_default=True)
     I.report("net", result)
-    first, *_ = capsys.readouterr().out.splitlines()
+    first, ways, masking, *_ = capsys.readouterr().out.splitlines()
+    assert "cross-entropy, no random start: fgsm; cross-entropy, random start: pgd_sat" in ways
+    assert ways.endswith("; margin, random start: pgd_l2")
+    right = round(result["clean"] / 10)  # of ten images
+    survive = result["about"]["masking"]["survive"]
+    assert f"pgd_sat at eps 64/255, which nothing should survive, {survive}% of {right}" in masking
     for words in (
         "n 10 of 100 (so many on a CPU",
-        "linf eps 4/255: fgsm 1 x 4/255, pgd_sat 20 x 1/255, pgd_trades 20 x 0.383/255",
+        "linf eps 4/255: fgsm 1 x 4/255, pgd_sat 20 x 1/255, pgd_trades 20 x 0.0015",
         "l2 eps 0.5: pgd_l2 20 x 0.0625",
     ):
         assert words in first
+
+
+@each("n, noted", [(99, True), (100, False)])
+def test_a_worst_class_of_few_images_is_noted_with_its_interval(n, noted):
+    net, _, _ = identity_net(2)
+    y = torch.arange(2).repeat_interleave(torch.tensor([n, 300]))
+    x = torch.zeros(len(y), 2, 1, 1)  # one of both is right, whatever the radius
+    right = {"clean": y == 0, "worst": (y == 1) | (torch.arange(len(y)) < 5)}
+    options = {"model": net, "x": x, "y": y, "attacks": {}}
+    more = evaluation.look_closer(right, **options)
+    assert more["about"]["worst_class_n"] == n  # 5 of n, all of the others
+    low, high = evaluation.interval(5 / n, n)
+    note = f"note: worst_class is of {n} images, 95% interval {low:.1f} to {high:.1f}"
+    assert (note in more["notes"]) == noted
 
 
 def test_what_was_not_attacked_has_no_worst(lab):
@@ -553,7 +612,70 @@ def test_stages_of_autoattack_are_told(tmp_path, capsys):
     kept["fgsm"] = torch.tensor([True, False])
     kept["apgd-ce"] = torch.tensor([True, False])
     out = capsys.readouterr().out
-    assert "AutoAttack 1/4, APGD-CE: 50.0% right after it" in out and "fgsm" not in out
+    assert "AutoAttack 1/4, APGD-CE: 50.0% still right" in out and "fgsm" not in out
+
+
+def test_a_slow_look_at_clean_images_is_told_as_that(tmp_path, capsys):
+    kept = evaluation.Kept(tmp_path / "k.pt", [])
+    kept.lasted -= 11
+    kept["clean"] = torch.tensor([True, False])
+    assert capsys.readouterr().out == "  clean: 50.0% right on clean images, 11 s\n"
+
+
+def watched_minutes(seconds, monkeypatch, terminal=False):
+    """What is told in so many seconds of one batch, if a minute lasts a twentieth of a second."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    with evaluation.a_line_a_minute(every=0.05):
+        for _ in I.progress_bar([1, 2], "apgd", 1000):
+            time.sleep(seconds / 2)
+
+
+def test_a_batch_that_takes_long_is_told_of_without_a_terminal(monkeypatch, capsys):
+    watched_minutes(0.4, monkeypatch)
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 8  # a machine that is busy may be late
+    line = r"  AutoAttack 2/4, APGD-T: at work for 00:00, 2 batches in all"
+    assert set(lines) == {line}
+
+
+def test_what_has_no_bar_is_told_of_as_well(monkeypatch, capsys):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    with evaluation.a_line_a_minute(every=0.05):
+        time.sleep(0.3)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first == "  the evaluation has been at work for 00:00"
+
+
+def test_what_is_quick_or_has_a_terminal_or_is_silenced_is_not_told_of(monkeypatch, capsys):
+    watched_minutes(0.0, monkeypatch)
+    assert capsys.readouterr().err == ""
+    watched_minutes(0.2, monkeypatch, terminal=True)
+    assert "at work" not in capsys.readouterr().err
+    monkeypatch.setattr(threading, "Thread", None)  # none is started
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    with evaluation.a_line_a_minute(every=0.05):
+        pass
+
+
+def test_every_evaluation_of_a_run_or_of_eval_is_watched(lab, tmp_path, monkeypatch):
+    entered = []
+
+    @contextlib.contextmanager
+    def watch():
+        entered.append(True)
+        yield
+
+    monkeypatch.setattr(evaluation, "a_line_a_minute", watch)
+    cfg = I.Config(attacks="clean", eval_subset=20, out=str(tmp_path))
+    data = SimpleNamespace(y_test=torch.zeros(2000))
+    images = rand(20, 3, 32, 32).float(), torch.arange(20) % 3
+    result = evaluation.looked_at(cfg, data, lab.net, *images, attacks="clean")
+    assert entered == [True]
+    about = result["about"]
+    assert (about["n"], about["of"]) == (20, 2000)
+    assert "n 20 of 2000, balanced over classes" in protocol.told(about)
 
 
 def test_autoattack_in_l2_finds_the_closed_form_of_a_linear_net():

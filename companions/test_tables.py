@@ -1,4 +1,4 @@
-"""What holds for tables.py: pairing, intervals, the text of tables, and the tables in results/.
+"""What holds for tables.py and cells.py: pairs, intervals, texts, and the tables in results/.
 
 The kept tables are made anew from the kept runs and compared byte for byte; the pages that show
 them are compared with the kept files.
@@ -6,10 +6,12 @@ them are compared with the kept files.
 
 import json
 import math
+import os
 import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import infoard as I
-from companions import figures, tables
+from companions import cells, figures, tables
 
 each = pytest.mark.parametrize
 approx = partial(pytest.approx, rel=1e-9, abs=1e-9)  # rounding of float64
@@ -58,7 +60,7 @@ def change_results(folder: Path, **more) -> None:
 
 def results_below(folder: Path) -> dict:
     """The results of all finished runs below a folder."""
-    return tables.read(tables.finished(folder))
+    return cells.read(cells.finished(folder))
 
 
 def cells_of(text: str) -> list[list[str]]:
@@ -192,17 +194,17 @@ def test_tables_give_mean_deviation_and_paired_gain(tmp_path, capsys):
     text = (tmp_path / "tables.md").read_text()
     assert text.strip() in capsys.readouterr().out
     best = rows_of(text.split("\n\n")[0])
-    cells = ["s7", "T1/ard/infoard", "T1/at/plain", "T1/at/infoard", "published/at/x"]
-    assert list(best) == ["best (%)", *cells]
+    names = ["s7", "T1: ARD + InfoARD", "T1: AT", "T1: AT + InfoARD", "published: AT, x"]
+    assert list(best) == ["best (%)", *names]
     assert best["best (%)"] == ["clean", "aa", "worst", "gain", "n", "seeds"]
-    assert best["T1/at/plain"] == ["80.00 ± 0.00", "-", "25.00 ± 7.07", "-", "500", "2"]
+    assert best["T1: AT"] == ["80.00 ± 0.00", "-", "25.00 ± 7.07", "-", "500", "2"]
     # s0: +1, s1: +4; the seed without a partner counts in the mean, not in the gain
-    assert best["T1/at/infoard"][2:4] == ["51.33 ± 41.79", "2.50 ± 2.12"]
-    assert best["published/at/x"] == ["-", "45.83", "-", "-", "10000", "1"]
+    assert best["T1: AT + InfoARD"][2:4] == ["51.33 ± 41.79", "2.50 ± 2.12"]
+    assert best["published: AT, x"] == ["-", "45.83", "-", "-", "10000", "1"]
     last = rows_of(text.split("\n\n")[1])
-    assert last["T1/at/infoard"][1:3] == ["77.00 ± 62.68", "3.75 ± 3.18"]
+    assert last["T1: AT + InfoARD"][1:3] == ["77.00 ± 62.68", "3.75 ± 3.18"]
     assert text.count("masked") == 2  # the warnings of best, of s7 and of ARD
-    assert "T1/ard/infoard/s0: w" in text and "masked: s7/s7: w" in text
+    assert "T1/ard/infoard/s0: w" in text and "masked: s7: w" in text
 
 
 def test_tables_are_kept_as_latex_and_with_all_that_was_measured(tmp_path):
@@ -382,15 +384,17 @@ def test_an_evaluation_alone_is_a_row(tmp_path):
     best, _, later, about = (tmp_path / "tables.md").read_text().split("\n\n")
     assert list(rows_of(best)) == ["best (%)", "ours"]
     assert rows_of(later)["stranger"] == ["80.00", "33.00", "33.00", "50"]
-    assert "n = 50 of 2000 test images; linf eps 4/255: cw 30 x 1/255" in about
+    assert "n = 50 of 2000 test images; linf eps 4/255: cw (30 steps of 1/255)" in about
     latex = (tmp_path / "tables.tex").read_text()
     assert r"$n$ = 50 of 2000 test images; $L_\infty$ $\epsilon$ 4/255" in latex
-    assert r"CW$_\infty$ 30 $\times$ 1/255" in latex and "eval (evaluated afterwards)" in latex
+    assert r"CW$_\infty$ (30 steps of 1/255)" in latex
+    assert "eval (evaluated afterwards: s.pt)" in latex
 
 
 def test_papers_names_and_the_best_in_bold():
     lines = [["best (%)", "pgd_sat", "cw", "aa", "n"]]
     lines += [["a_1", "50.00 ± 1.00", "9.00", "-", "10"], ["b", "50.00 ± 2.00", "10.00", "7", "10"]]
+    lines += [["c", "40.00", "3.00", "-", "10"]]
     text = tables.latex_table(lines, "best: n = 10; ± is a deviation, 20 steps of eps/4")
     assert r"best (\%) & PGD-20 & CW$_\infty$ & AutoAttack & $n$ \\" in text
     assert r"a\_1 & \textbf{50.00 $\pm$ 1.00} & 9.00 & - & 10 \\" in text
@@ -433,8 +437,8 @@ def test_a_pooled_gain_is_of_what_all_cells_have():
     a = {"s0": {"n": 10, "worst": 1.0, "cw": 5.0}}
     b = {"s0": {"n": 20, "worst": 2.0}}
     expected = {"s0": {"n": 15, "worst": 1.5}}
-    for cells in ({"a/x": a, "b/x": b}, {"b/x": b, "a/x": a}):
-        assert tables.pooled(cells) == {"*/x (2)": expected}
+    for given_cells in ({"a/x": a, "b/x": b}, {"b/x": b, "a/x": a}):
+        assert tables.pooled(given_cells) == {"*/x (2)": expected}
 
 
 def test_pooled_gains_stand_in_the_table(tmp_path):
@@ -447,13 +451,252 @@ def test_pooled_gains_stand_in_the_table(tmp_path):
     assert mean == approx(3.0)  # 2 and 4: standard deviation sqrt(2), 12.7062/sqrt(2) times that
     assert half == pytest.approx(12.7062, abs=5e-5)  # the quantile as tables print it
     row = tables.gain_table(cells, "gain")[-1]
-    assert row == ["T1/*/infoard (2)", "+0.00 ± 0.00", "+3.00 ± 12.71", "500", "2"]
+    assert row == ["T1: mean of 2 + InfoARD", "+0.00 ± 0.00", "+3.00 ± 12.71", "500", "2"]
 
 
 def test_comparing_needs_a_plain_partner(tmp_path, capsys):
     write_results(tmp_path, {"a/plain/s0": 1.0, "a/infoard/s1": 1.0})
     assert I.main(["compare", str(tmp_path)]) == 2
-    assert "no cell below" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "nothing to compare below" in error and error.count("\n") == 1
+    assert "--no-infoard" in error and "NAME/plain/s0 and NAME/infoard/s0" in error
+    assert not (tmp_path / "compare.md").exists()
+
+
+def write_run(folder: Path, worst: float, n: int = 500, **given) -> None:
+    """A finished run with the settings that train would keep of it, in a folder of any name."""
+    settings = asdict(I.Config(**given).resolved())
+    I.save(folder / "config.json", {"settings": settings, "data": {"classes": ["a"]}})
+    result = {"clean": 80.0, "worst": worst, "n": n, "warnings": []}
+    I.save(folder / "results.json", {"best": result, "last": result})
+
+
+USUAL = "shapes-tiny-rslad"
+
+
+def write_usual_runs(folder: Path) -> None:
+    """Plain and lifted runs of two seeds, called as train calls them."""
+    for seed in (0, 1):
+        plain = Path(I.Config(infoard=False, seed=seed).resolved().out).name
+        lifted = Path(I.Config(seed=seed).resolved().out).name
+        assert (plain, lifted) == (f"{USUAL}-plain-s{seed}", f"{USUAL}-s{seed}")
+        write_run(folder / plain, 20.0 + seed, infoard=False, seed=seed)
+        write_run(folder / lifted, 21.0 + 3 * seed, seed=seed)
+
+
+def test_runs_as_train_calls_them_are_seeds_and_pairs(tmp_path, capsys):
+    write_usual_runs(tmp_path)
+    assert I.main(["compare", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    rows = rows_of(out.split("\n\n")[0])
+    assert rows["RSLAD + InfoARD"][1:] == ["+2.00 ± 12.71", "500", "2"]  # +1 and +3
+    assert f"compared by their settings: {USUAL} with {USUAL}-plain" in out
+    assert I.main(["tables", str(tmp_path)]) == 0
+    rows = rows_of(capsys.readouterr().out.split("\n\n")[0])
+    assert rows["RSLAD"][1] == "20.50 ± 0.71" and rows["RSLAD + InfoARD"][2] == "2.00 ± 1.41"
+
+
+def test_pairs_are_found_by_settings_whatever_the_folders_are_called(tmp_path):
+    write_run(tmp_path / "deep/one", 20.0, infoard=False, epochs=3)
+    write_run(tmp_path / "two", 25.0, epochs=3, lam_hi=2.0, mim="off", attacks="clean")
+    write_run(tmp_path / "three", 26.0, epochs=3, asa="uniform", lam_hi=2.0, mim="off")
+    write_run(tmp_path / "other-seed", 30.0, infoard=False, epochs=3, seed=1)
+    write_run(tmp_path / "other-lr", 31.0, infoard=False, epochs=3, lr=0.2)
+    folders = cells.finished(tmp_path)
+    results, made = cells.read(folders), cells.read_settings(folders)
+    found = tables.paired(results, "best", "plain", made)
+    assert {cell: seeds[cell]["worst"] for cell, seeds in found.items()} == {"two": 5, "three": 6}
+    found = tables.paired(results, "best", "uniform", made)
+    assert list(found) == ["two"] and found["two"]["two"]["worst"] == -1
+
+
+@each(
+    "one, other",
+    [
+        ({"epochs": 3}, {"epochs": 4}),
+        ({"seed": 1}, {"seed": 2}),
+        ({"teacher": "a.pt"}, {"teacher": "b.pt"}),
+        ({"eps": 4 / 255}, {"eps": 8 / 255}),
+        ({"student": "resnet18"}, {"student": "tiny"}),
+        ({"framework": "adaad"}, {"framework": "rslad"}),
+        ({"plus": "igdm"}, {}),
+    ],
+)
+def test_runs_that_differ_in_more_are_no_pair_and_the_line_says_in_what(one, other, tmp_path):
+    write_run(tmp_path / "one", 20.0, **one)
+    write_run(tmp_path / "other", 20.0, infoard=False, **other)
+    with pytest.raises(I.InfoardError, match="the nearest, one and other, differ in --") as error:
+        tables.run_compare(str(tmp_path))
+    assert I.flag_of(next(iter(one))) in str(error.value)
+
+
+def test_a_teacher_counts_only_for_those_who_learn_from_it(tmp_path):
+    for framework, pairs in (("at", 1), ("rslad", 0)):
+        folder = tmp_path / framework
+        write_run(folder / "a", 20.0, framework=framework, teacher="t.pt")
+        write_run(folder / "b", 20.0, framework=framework, infoard=False)
+        folders = cells.finished(folder)
+        made = cells.read_settings(folders)
+        assert len(tables.paired(cells.read(folders), "best", "plain", made)) == pairs
+
+
+def test_other_data_or_images_are_no_pair(tmp_path):
+    write_run(tmp_path / "a", 20.0)
+    write_run(tmp_path / "b", 20.0, infoard=False)
+    tables.run_compare(str(tmp_path))
+    config = json.loads((tmp_path / "b/config.json").read_text())
+    I.save(tmp_path / "b/config.json", config | {"data": {"classes": ["b"]}})
+    with pytest.raises(I.InfoardError, match="differ in --data"):
+        tables.run_compare(str(tmp_path))
+    write_run(tmp_path / "b", 20.0, n=400, infoard=False)
+    with pytest.raises(I.InfoardError, match="differ in the images or attacks"):
+        tables.run_compare(str(tmp_path))
+
+
+def test_seeds_of_other_settings_are_told(tmp_path, capsys):
+    write_run(tmp_path / "x-s0", 20.0, epochs=3)
+    write_run(tmp_path / "x-s1", 21.0, epochs=4, seed=1)
+    write_run(tmp_path / "y-s5", 21.0, epochs=4, seed=1)  # no seed 5: y-s5 is only a name
+    tables.run_tables(str(tmp_path))
+    out = capsys.readouterr().out
+    assert "warning: the seeds of x differ: --teacher-epochs 3 and 4, --epochs 3 and 4" in out
+    assert list(cells.finished(tmp_path)) == ["x", "y-s5"]
+
+
+def test_teachers_have_a_table_of_their_own(tmp_path, capsys):
+    write_usual_runs(tmp_path)
+    made = {"framework": "trades", "student": "tiny_wide", "infoard": False}
+    write_run(tmp_path / "teachers/shapes-tiny_wide-trades-37b1c99b", 66.0, **made)
+    write_run(tmp_path / "teachers/shapes-tiny-trades-00000000", 55.0, **made | {"student": "tiny"})
+    tables.run_tables(str(tmp_path))
+    best, teachers, about, _ = capsys.readouterr().out.split("\n\n")
+    assert list(rows_of(best))[1:] == ["RSLAD", "RSLAD + InfoARD"]
+    rows = rows_of(teachers)
+    assert rows["TRADES, tiny_wide"][1] == "66.00" and rows["TRADES, tiny"][1] == "55.00"
+    assert "teacher (trained for the runs above" in about
+    tables.run_tables(str(tmp_path / "teachers"))  # who asks for them gets them as runs
+    assert list(rows_of(capsys.readouterr().out.split("\n\n")[0]))[0] == "best (%)"
+
+
+def test_a_run_itself_is_a_row_by_its_name(tmp_path, capsys):
+    write_usual_runs(tmp_path)
+    tables.run_tables(str(tmp_path / f"{USUAL}-s1"))
+    assert list(rows_of(capsys.readouterr().out.split("\n\n")[0]))[1:] == ["RSLAD + InfoARD"]
+
+
+def test_names_are_all_different_and_say_what_differs(tmp_path):
+    write_run(tmp_path / f"{USUAL}-s0", 20.0)
+    write_run(tmp_path / "shapes-tiny-rslad+igdm:2-s0".replace(":", "."), 20.0, plus="igdm:2")
+    write_run(tmp_path / "shapes-resnet18-rslad-s0", 20.0, student="resnet18")
+    write_run(tmp_path / "mine", 20.0, epochs=2)
+    folders = cells.finished(tmp_path)
+    names = cells.names_of(list(folders), cells.read_settings(folders))
+    expected = ["RSLAD + IGDM:2 + InfoARD, tiny", "RSLAD + InfoARD, resnet18"]
+    assert {*names.values()} == {*expected, "RSLAD + InfoARD, tiny", "mine"}
+    same = {"a/rslad": "a/rslad", "rslad/plain": "rslad/plain", "rslad/x": "RSLAD, x"}
+    assert cells.names_of(["a/rslad", "rslad/plain", "rslad/x"], {})["rslad/x"] == same["rslad/x"]
+
+
+@each(
+    "cell, name",
+    [
+        ("rslad/infoard", "RSLAD + InfoARD"),
+        ("rslad/plain", "RSLAD"),
+        ("T1/rslad/plain", "T1: RSLAD"),
+        ("adaad/radii2", "AdaAD, radii2"),
+        ("*/infoard (9)", "mean of 9 + InfoARD"),
+        ("*/radii2 (2)", "mean of 2, radii2"),
+        ("infoard", "InfoARD"),
+        ("uniform", "uniform"),
+        ("T2/plain", "T2/plain"),
+        ("size/16/mtard/longer", "size/16: MTARD, longer"),
+        ("mine/infoard", "mine + InfoARD"),
+    ],
+)
+def test_a_cell_is_called_as_in_a_paper(cell, name):
+    assert cells.name_of_cell(cell) == name
+
+
+def result_at(eps: float, n: int = 50, **columns: float) -> dict:
+    """A result of evaluate under PGD-20 with this radius."""
+    attack = {"norm": "linf", "eps": eps, "steps": 20, "step_size": eps / 4}
+    attack.update(start="uniform", loss="cross-entropy")
+    about = {"n": n, "of": 2000, "eps": eps, "attacks": {"pgd_sat": attack}, "worst_class_n": 5}
+    return {**columns, "n": n, "warnings": [], "about": about}
+
+
+def test_only_rows_of_equal_n_and_eps_are_compared(tmp_path, capsys):
+    found = {
+        "a": result_at(8 / 255, pgd_sat=40.0),
+        "b": result_at(8 / 255, pgd_sat=41.0),
+        "c": result_at(4 / 255, pgd_sat=60.0),
+        "d": result_at(4 / 255, pgd_sat=59.0),
+        "e": result_at(8 / 255, n=10, pgd_sat=90.0),
+    }
+    for name, result in found.items():
+        I.save(tmp_path / name / "eval.json", result)
+    tables.run_tables(str(tmp_path))
+    rows = rows_of(capsys.readouterr().out.split("\n\n")[0])
+    assert rows["eval (%)"] == ["pgd_sat", "n", "eps"]
+    assert rows["c"] == ["60.00", "50", "4/255"] and rows["e"] == ["90.00", "10", "8/255"]
+    latex = (tmp_path / "tables.tex").read_text()
+    bold = [line.split(" &")[0] for line in latex.splitlines() if "textbf" in line]
+    assert bold == ["b", "c"]
+    assert r"Best in bold, among rows of equal $n$ and $\epsilon$" in latex
+    about = (tmp_path / "tables.md").read_text().split("\n\n")[1]
+    assert (
+        "rows a, b, e at linf eps 8/255: pgd_sat (20 steps of 2/255); rows c, d at linf eps"
+        in about
+    )
+    assert "cross-entropy, random start: pgd_sat" in about
+    assert "worst_class is of 5 images" in about
+
+
+def test_a_latex_file_names_the_package_that_it_needs(tmp_path):
+    write_usual_runs(tmp_path)
+    tables.run_tables(str(tmp_path))
+    first, *lines = (tmp_path / "tables.tex").read_text().splitlines()
+    assert first.startswith("%") and r"\usepackage{booktabs}" in first
+    assert any(r"\toprule" in line for line in lines)
+
+
+def test_what_is_written_is_said_and_what_is_there_is_left(tmp_path, capsys, monkeypatch):
+    write_usual_runs(tmp_path)
+    for verb, files in (("tables", ["tables.md", "tables.tex"]), ("compare", ["compare.md"])):
+        assert I.main([verb, str(tmp_path)]) == 0
+        out = capsys.readouterr().out
+        assert f"written in {tmp_path}: {', '.join(files)}" in out
+    drawn = []
+    monkeypatch.setattr(figures, "draw", lambda *args, **fill: drawn.append(fill))
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    for verb in ("tables", "compare"):
+        assert I.main([verb, str(tmp_path)]) == 0
+        assert f"as it was in {tmp_path}: {verb}.md" in capsys.readouterr().out
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    assert drawn == []
+
+
+def test_a_folder_that_cannot_be_written_is_read_all_the_same(tmp_path, capsys, monkeypatch):
+    write_usual_runs(tmp_path)
+
+    def full(path, content):
+        raise I.InfoardError(f"cannot write {path} (disk full); free space or choose another --out")
+
+    monkeypatch.setattr(I, "save", full)
+    assert I.main(["tables", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "RSLAD + InfoARD" in out and "not written: cannot write" in out and "--out" not in out
+
+
+def test_a_reader_who_has_seen_enough_is_no_mistake(tmp_path, monkeypatch):
+    write_usual_runs(tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)  # as head does
+    with open(writer, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert I.main(["tables", str(tmp_path)]) == 0
+        print("and goes on")
+    assert (tmp_path / "tables.md").exists()
 
 
 @each(
