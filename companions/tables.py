@@ -6,8 +6,8 @@
 
     1  columns    2  text    3  pairs    4  tables    5  gains    6  accuracy beside time
 
-A run is a folder with results.json: {which: result of evaluate}, where which is best, last, raw
-or transfer; eval.json beside it, which `infoard.py eval --out` writes, is read as another, and stands
+A run is a folder with results.json: {which: result of evaluate}, where which is best, last, raw or
+transfer; eval.json beside it, which `infoard.py eval --out` writes, is read as another, and stands
 for a run where it is alone, as that of a stranger's checkpoint does. Runs in folders CELL/s0,
 CELL/s1, ... or, as train names them, CELL-s0, CELL-s1, ... are the seeds of one cell. Each is
 compared with the plain one of its seed: DIR/rslad/infoard/s0 with DIR/rslad/plain/s0, or wherever

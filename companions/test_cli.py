@@ -533,7 +533,7 @@ def check_recipes(words):
     assert verb in ("cells", "tables", "evidence", "lite")
     if verb in ("cells", "tables"):
         assert rest.pop(0) in recipes.SCALES
-    if rest[:1] in (["first"], ["gpu"], ["distance"]):
+    if rest[:1] in (["first"], ["gpu"], ["distance"], ["plugins"]):
         rest.pop(0)
     check_settings(cli.parse("train", rest))
 

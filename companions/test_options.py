@@ -177,3 +177,22 @@ def test_no_teacher_is_trained_that_nobody_asks(given_options, tmp_path, monkeyp
 )
 def test_a_teacher_is_asked_for_strengths_and_terms(given_options):
     assert options.asks_teacher(settings_of(**given_options)) is True
+
+
+@each("framework", ["ard", "rslad", "akd", "absld", "adaad"])
+def test_a_mixture_that_is_none_is_told(framework):
+    cfg = I.Config(framework=framework, alpha=1.5).resolved()
+    (line,) = [line for line in options.remarks(cfg) if "--alpha" in line]
+    assert f"weighs the other term of {framework} by -0.5, which is climbed" in line
+    for alpha in (0.0, 1.0):
+        cfg = I.Config(framework=framework, alpha=alpha).resolved()
+        assert not [line for line in options.remarks(cfg) if "--alpha" in line]
+
+
+def test_a_teacher_that_nobody_asks_is_told():
+    cfg = I.Config(framework="adr", infoard=False, teacher="net.pt").resolved()
+    assert any("--teacher net.pt is not used by" in line for line in options.remarks(cfg))
+    cfg = I.Config(framework="adr", augment="none", flip=False).resolved()
+    assert any(
+        "--flip False is not used by --augment none" in line for line in options.remarks(cfg)
+    )
