@@ -1799,6 +1799,7 @@ def noted_signals() -> Iterator[list[int]]:
 
     def note(number: int, frame) -> None:
         caught.append(number)
+        os.write(2, b"stopping after this step; the same signal once more stops at once\n")
         signal.signal(number, signal.SIG_DFL)
 
     with contextlib.ExitStack() as stack:
@@ -1964,7 +1965,10 @@ def train(cfg: Config | None = None, **given) -> dict:
         lifted = " + InfoARD" if cfg.infoard else ""
         told = f"{out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and"
         told += f" {len(run.val)} validation images, {run.ranks} x {device}"
-        print(f"{told}, from epoch {run.at.epoch + 1}")
+        begins = (
+            "trained already" if run.at.epoch == cfg.epochs else f"from epoch {run.at.epoch + 1}"
+        )
+        print(f"{told}, {begins}")
         optional("runs:introduce")(run)
         fit(run, out)
         return finish(run, out)
@@ -1995,7 +1999,7 @@ def finish(run: Run, out: Path) -> dict:
     if cfg.figures:
         optional("figures:illustrate")(run, results)
     for name in ["best"] if best is last else ["best", "last"]:
-        report(f"{out.name} {name}", results[name])
+        report(f"{out.name} {name} (epoch {results[name]['epoch']})", results[name])
     print(f"in {out}: results.json, log.jsonl, best.pt, last.pt")
     barrier()  # no rank asks for these files before they are there
     return results

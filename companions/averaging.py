@@ -110,6 +110,8 @@ def end_epoch(run: I.Run) -> None:
     if run.at.epoch <= run.cfg.swa:
         average.n_averaged.zero_()  # the next update is a copy
     average.update_parameters(run.student)
+    if run.at.epoch == run.cfg.swa:
+        run.at.best = -1.0  # of students that were not averaged none is chosen
     if run.at.epoch >= run.cfg.swa:
         measure_statistics(run)
 

@@ -106,6 +106,12 @@ def read_settings(cells: dict[str, dict[str, Path]]) -> dict[str, dict[str, dict
     }
 
 
+def test_images_of(made: dict[str, dict]) -> tuple:
+    """Fingerprints of the test images of runs, as far as their settings tell them."""
+    data = [settings["data"] for settings in made.values() if settings]
+    return tuple(sorted({part["test_sha256"] for part in data if "test_sha256" in part}))
+
+
 def is_teacher(cell: str) -> bool:
     """Whether a cell is a teacher that a run has trained for itself, below runs/teachers."""
     return "teachers" in cell.split("/")[:-1]

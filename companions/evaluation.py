@@ -108,13 +108,11 @@ def masking(right: dict[str, Tensor], far: float = 0.0) -> list[str]:
 def for_a_huge_radius(right: dict[str, Tensor]) -> str:
     """The attack that is made once more with a radius that nothing should survive, or "".
 
-    It is for those who asked for pgd, which stands for both, or for cw without any pgd_sat.
+    One step alone, FGSM's, is no reason for it.
     """
-    if "pgd_sat" in right and "pgd_trades" in right:
+    if {"pgd_sat", "pgd_trades", "apgd", "aa"} & right.keys():
         return "pgd_sat"
-    if "cw" in right and "pgd_sat" not in right:
-        return "cw"
-    return ""
+    return "cw" if "cw" in right else ""
 
 
 def some_right(clean: Tensor) -> Tensor:

@@ -90,11 +90,19 @@ def in_words(cfg: I.Config, names: Iterable[str]) -> str:
     return " ".join(words)
 
 
+# Options that alone begin no run.
+OF_RESUMING = {"resume", "out", "device", "progress", "figures", "attacks", "eval_subset"}
+
+
 def completed(given: dict) -> tuple[dict, str]:
     """(settings of a run that is resumed, what was not given as it was begun; a line about it)."""
     old = begun_settings(given)
     if not old:
         begins = given.get("resume") and given.get("out")
+        told = (
+            f"{given.get('out')} holds no run to go on: name the folder of one, or what is to begin"
+        )
+        I.require(not begins or given.keys() - OF_RESUMING, told)
         return given, f"{given['out']} holds no run yet: one is begun" if begins else ""
     own = old.pop("own")
     taken = {name: old[name] for name in old if name not in ("out", "resume", *given)}
@@ -329,7 +337,9 @@ def same_classes(path: str, net: nn.Module, data: I.Data) -> None:
     told = f"{path} was trained on {why}: it is not for these data (if names alone differ: export"
     I.require(not why, f"{told} {path} leaves bare weights without them)")
     why = difference(known, described(data))
-    if why:
+    if why and "test images" in why:
+        print(f"note: the run of {path} had {why}")
+    elif why:
         print(f"note: {path} was trained on {why}")
 
 
@@ -516,7 +526,14 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
 
 
 def introduce(run: I.Run) -> None:
-    """Prints what InfoARD compares in student and teacher."""
+    """Prints what InfoARD compares in student and teacher; tries attacks of anyone's own once."""
+    cfg = run.cfg
+    images = I.test_images(run.data, 2, run.device)
+    for entry in cfg.attacks.split(","):
+        if ":" in entry:
+            (attack,) = I.chosen_attacks(entry).values()
+            eps = cfg.eps_l2 if attack.norm == "l2" else cfg.eps
+            I.correct(run.evaluated, *images, I.repeatable(attack, run.device, eps=eps))
     if run.info:
         from companions.taps import describe
 

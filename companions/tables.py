@@ -38,6 +38,7 @@ from companions.cells import (
     read,
     read_json,
     read_settings,
+    test_images_of,
     unlike,
     unread_by,
 )
@@ -207,26 +208,35 @@ def mean_in(cell: str) -> float:
         return -math.inf
 
 
-def compared_rows(lines: list[list[str]]) -> list[list[int]]:
-    """The rows of a table, from 1, in groups of equal n and eps: only these can be compared."""
+def compared_rows(lines: list[list[str]], column: str, images: list | None) -> list[list[int]]:
+    """The rows of a table, from 1, that can be compared in a column, in groups: those of equal n,
+    eps and images (of each row, if they are known), for `worst` and what is made of it also of the
+    same attacks.
+    """
     places = [place for place, name in enumerate(lines[0]) if name in ("n", "eps")]
     groups = {}
     for row, line in enumerate(lines[1:], start=1):
-        groups.setdefault(tuple(line[place] for place in places), []).append(row)
+        kind = [line[place] for place in places]
+        kind.append(images[row - 1] if images else ())
+        if column in ("worst", "worst_class", "gain"):
+            kind.append(tuple(cell == "-" for cell in line))
+        groups.setdefault(tuple(kind), []).append(row)
     return list(groups.values())
 
 
-def best_in_bold(lines: list[list[str]]) -> list[list[str]]:
-    """The table with the highest mean of each column in bold, among rows of equal n and eps.
+def best_in_bold(lines: list[list[str]], images: list | None = None) -> list[list[str]]:
+    """The table with the highest mean of each column in bold, among rows that can be compared.
 
     All that share it are bold; nothing is where a column says the same of all.
     """
     rows = [list(line) for line in lines]
-    for group in compared_rows(lines):
-        for place, name in enumerate(lines[0]):
+    for place, name in enumerate(lines[0]):
+        if name in ("n", "eps", "seeds") or place == 0:
+            continue
+        for group in compared_rows(lines, name, images):
             means = {row: mean_in(lines[row][place]) for row in group}
             known = [mean for mean in means.values() if mean > -math.inf]
-            if name in ("n", "eps", "seeds") or place == 0 or len(set(known)) < 2:
+            if len(set(known)) < 2:
                 continue
             for row, mean in means.items():
                 if mean == max(known):
@@ -234,12 +244,12 @@ def best_in_bold(lines: list[list[str]]) -> list[list[str]]:
     return rows
 
 
-def latex_table(lines: list[list[str]], caption: str) -> str:
-    """A whole table environment: caption, best in bold."""
+def latex_table(lines: list[list[str]], caption: str, images: list | None = None) -> str:
+    """A whole table environment: caption, best in bold among rows of the same images."""
     about = re.sub(r"[A-Za-z0-9_-]+", proper_word, caption)
     about = about.replace("%", r"\%").replace("±", r"$\pm$")
     parts = [r"\begin{table}", r"\centering", rf"\caption{{{about}}}"]
-    return "\n".join([*parts, latex(best_in_bold(lines)), r"\end{table}"])
+    return "\n".join([*parts, latex(best_in_bold(lines, images)), r"\end{table}"])
 
 
 def spread(values: list[float | None]) -> str:
@@ -317,10 +327,29 @@ def paired(
 # ==== 4. Tables ===================================================================================
 
 
+def mean_interval(values: list[float]) -> tuple[float, float]:
+    """The mean m and half the width h of its 95% interval, over seeds; h is nan for one value.
+
+    h = t s / sqrt(n), s the standard deviation, t Student's quantile 0.975 for n - 1 degrees
+    """
+    if len(values) == 1:
+        return float(values[0]), math.nan
+    quantile = stats.t.ppf(0.975, len(values) - 1)
+    return float(np.mean(values)), float(quantile * stats.sem(values))
+
+
+def signed(mean: float, half: float) -> str:
+    """A difference with half its interval, if it has one."""
+    if math.isnan(half):
+        return f"{mean:+.2f}"
+    return f"{mean:+.2f} ± {half:.2f}"
+
+
 def table_row(results: list[dict], columns: list[str], gains: list[dict]) -> dict[str, str]:
     """{column: text} of one cell, from the results of its seeds and what they gain."""
     row = {name: spread([result.get(name) for result in results]) for name in columns}
-    row["gain"] = spread([gain["worst"] for gain in gains if "worst" in gain])
+    gained = [gain["worst"] for gain in gains if "worst" in gain]
+    row["gain"] = signed(*mean_interval(gained)) if gained else "-"
     row["n"] = sizes(results)
     row["seeds"] = str(len(results))
     return row
@@ -438,6 +467,8 @@ def what_is_shown(which: str, results: dict, made: dict) -> str:
     """Which checkpoint the rows of a table are, in words."""
     found = [run for runs in results.values() for run in runs.values() if which in run]
     text = WHICH[which]
+    if found and all("source" in run[which] for run in found):
+        return "as published by others"
     if which == "eval":
         nets = sorted({Path(run["eval"].get("checkpoint", "")).name for run in found} - {""})
         return f"{text}: {some_names(nets)}" if nets else text
@@ -478,7 +509,16 @@ def measured_how(which: str, results: dict, made: dict) -> str:
         known = sorted({*radii_in_words(shown, made).values()} - {"-"})
         parts.append(f"L-infinity eps {', '.join(known) or 'not kept'}")
     if any(len(measured) > 1 for measured in shown.values()):
-        parts.append("± is the standard deviation over seeds")
+        told = "± is the standard deviation over seeds"
+        parts.append(f"{told}, of a gain (worst less plain's) half its 95% interval")
+    others = []
+    for cell, measured in shown.items():
+        if "source" in measured[0] or cell.startswith("published/"):
+            others.append(names[cell])
+    if others:
+        text = f"of other people, as published: {some_names(others)}"
+        if len(others) < len(shown):
+            parts.append(text)
     what = what_is_shown(which, results, made)
     return f"{which} ({what}): accuracy in per cent; {'; '.join(parts)}"
 
@@ -552,8 +592,9 @@ def run_tables(folder: str) -> None:
     rows = [json.dumps({"cell": cell, "seeds": runs}) for cell, runs in results.items()]
     latex_tables = []
     for which, lines in made_tables.items():
-        bold = "Best in bold, among rows of equal n and eps"
-        latex_tables.append(latex_table(lines, f"{about[which]}. {bold}."))
+        bold = "Best in bold, among rows of equal n, eps, images and, for worst, attacks"
+        images = [test_images_of(made.get(cell, {})) for cell in shown_in(shown[which], which)]
+        latex_tables.append(latex_table(lines, f"{about[which]}. {bold}.", images))
     text = "\n\n".join(parts)
     show(text)
     files = {
@@ -565,24 +606,6 @@ def run_tables(folder: str) -> None:
 
 
 # ==== 5. Gains ====================================================================================
-
-
-def mean_interval(values: list[float]) -> tuple[float, float]:
-    """The mean m and half the width h of its 95% interval, over seeds; h is nan for one value.
-
-    h = t s / sqrt(n), s the standard deviation, t Student's quantile 0.975 for n - 1 degrees
-    """
-    if len(values) == 1:
-        return float(values[0]), math.nan
-    quantile = stats.t.ppf(0.975, len(values) - 1)
-    return float(np.mean(values)), float(quantile * stats.sem(values))
-
-
-def signed(mean: float, half: float) -> str:
-    """A difference with half its interval, if it has one."""
-    if math.isnan(half):
-        return f"{mean:+.2f}"
-    return f"{mean:+.2f} ± {half:.2f}"
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:
