@@ -523,7 +523,7 @@ def check_infoard(words):
     verb = "train"
     if words and not words[0].startswith("-"):
         verb, *words = words
-    if words != ["--help"] and "mine:MINE" not in words:  # that file is the reader's
+    if words != ["--help"] and "mine:" not in " ".join(words):  # that file is the reader's
         check_settings(cli.parse(verb, words))
 
 

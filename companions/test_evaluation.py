@@ -171,7 +171,7 @@ def test_masking_warning_from_square_and_from_a_radius_that_nothing_survives(squ
     assert len(evaluation.masking(right, far)) == warnings
 
 
-@each("attacks, radii", [("clean,pgd", [R, 64 / 255]), ("pgd_sat", [R])])
+@each("attacks, radii", [("clean,pgd", [R, 64 / 255]), ("pgd_sat", [R, 64 / 255])])
 def test_pgd_also_asks_for_a_radius_that_nothing_survives(attacks, radii, monkeypatch):
     seen = []
 
@@ -184,8 +184,12 @@ def test_pgd_also_asks_for_a_radius_that_nothing_survives(attacks, radii, monkey
     net, x, y = identity_net(10)
     result = I.evaluate(net, x, y, attacks=attacks, eps=R)
     assert seen == radii
-    warned = "100.0% of the right ones survive eps = 64/255" in result["warnings"]
-    assert warned == (64 / 255 in radii)
+    assert "100.0% of the right ones survive eps = 64/255" in result["warnings"]
+
+
+@each("ran, by", [("pgd_trades", "pgd_sat"), ("apgd", "pgd_sat"), ("cw", "cw"), ("fgsm", "")])
+def test_masked_gradients_are_looked_for_whatever_was_run(ran, by):
+    assert evaluation.for_a_huge_radius({"clean": None, ran: None}) == by
 
 
 # ==== 3. Precision ================================================================================

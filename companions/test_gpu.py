@@ -168,7 +168,7 @@ def test_every_part_finds_what_it_is_for(dry):
 
 def test_the_page_has_all_of_it(dry):
     text = gpu.page(dry)
-    assert "8 of 8 runs trained" in text and "largest difference of a weight is 0." in text
+    assert "11 of 11 runs trained" in text and "largest difference of a weight is 0." in text
     for name in ("rslad/ordinary, 8 images", "float64, 3 steps", "adaad/infoard, n = 20"):
         assert f"| {name} " in text
     look = gpu.read(dry, "look")["rows"]["teacher"]

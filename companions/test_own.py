@@ -123,7 +123,7 @@ def test_a_student_of_a_file_lives_as_one_that_is_built_in(code, monkeypatch, ca
     assert results["best"]["epoch"] == 2 and results["last"]["epoch"] == 3
     shown = capsys.readouterr().out
     assert "compared: 2 [8, 16, 16] of the student" in shown
-    assert re.search(r"s0 best: .* darker \d", shown)
+    assert re.search(r"s0 best .* darker \d", shown)
     assert json.loads(Path("r/s0/results.json").read_text())["best"]["darker"] is not None
 
     line = "eval r/s0/best.pt --attacks clean,code/mine.py:darker --eval-subset 40 --device cpu"
@@ -258,8 +258,8 @@ def test_the_example_of_the_documents_runs(code, capsys):
     text = (ROOT / "docs/usage.md").read_text()
     section = text.partition("## Your own framework, attack and student")[2].partition("\n## ")[0]
     example = re.search(r"```python\n(.*?)```", section, re.S)[1]
-    student = example.index("def net")  # a framework and an attack are twelve lines
-    assert len([line for line in example[:student].splitlines() if line.strip()]) <= 12
+    student = example.index("def net")  # a framework, an attack and a rule are fifteen lines
+    assert len([line for line in example[:student].splitlines() if line.strip()]) <= 15
     Path("mine.py").write_text(example)
     commands = re.search(r"```bash\n(.*?)```", section, re.S)[1].splitlines()
     few = "--teacher teacher.pt --subset 100 --val-size 10 --epochs 1 --steps 1 --batch-size 50 "
@@ -269,9 +269,11 @@ def test_the_example_of_the_documents_runs(code, capsys):
     best = json.loads(Path("a/results.json").read_text())["best"]
     assert best["darker"] is not None and best["worst"] <= best["darker"]
     assert json.loads(Path("a/config.json").read_text())["settings"]["own"] == {"heat": 4.0}
-    assert "path/to/mine.py:net" in commands[1]
+    assert "--asa mine:by_entropy" in commands[1]
+    assert I.Config(asa="mine:by_entropy").resolved().asa == "mine:by_entropy"
+    assert "path/to/mine.py:net" in commands[2]
     assert I.main(["--student", "mine.py:net", "--attacks", "clean", *few.split(), "b"]) == 0
-    assert "timm:" in commands[2]
+    assert "timm:" in commands[3]
 
 
 # ==== Rules of radii ==============================================================================

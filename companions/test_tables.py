@@ -199,10 +199,10 @@ def test_tables_give_mean_deviation_and_paired_gain(tmp_path, capsys):
     assert best["best (%)"] == ["clean", "aa", "worst", "gain", "n", "seeds"]
     assert best["T1: AT"] == ["80.00 ± 0.00", "-", "25.00 ± 7.07", "-", "500", "2"]
     # s0: +1, s1: +4; the seed without a partner counts in the mean, not in the gain
-    assert best["T1: AT + InfoARD"][2:4] == ["51.33 ± 41.79", "2.50 ± 2.12"]
+    assert best["T1: AT + InfoARD"][2:4] == ["51.33 ± 41.79", "+2.50 ± 19.06"]
     assert best["published: AT, x"] == ["-", "45.83", "-", "-", "10000", "1"]
     last = rows_of(text.split("\n\n")[1])
-    assert last["T1: AT + InfoARD"][1:3] == ["77.00 ± 62.68", "3.75 ± 3.18"]
+    assert last["T1: AT + InfoARD"][1:3] == ["77.00 ± 62.68", "+3.75 ± 28.59"]
     assert text.count("masked") == 2  # the warnings of best, of s7 and of ARD
     assert "T1/ard/infoard/s0: w" in text and "masked: s7: w" in text
 
@@ -276,7 +276,7 @@ def test_what_eval_adds_is_compared_where_it_is_alike(tmp_path):
     tables.run_tables(str(tmp_path))
     *_, later, warnings = (tmp_path / "tables.md").read_text().split("\n\n")
     rows = rows_of(later)
-    assert rows["asa"][rows["eval (%)"].index("gain")] == "2.00"  # of s0 alone
+    assert rows["asa"][rows["eval (%)"].index("gain")] == "+2.00"  # of s0 alone
     assert "asa/s0: w" in warnings
 
 
@@ -493,7 +493,7 @@ def test_runs_as_train_calls_them_are_seeds_and_pairs(tmp_path, capsys):
     assert f"compared by their settings: {USUAL} with {USUAL}-plain" in out
     assert I.main(["tables", str(tmp_path)]) == 0
     rows = rows_of(capsys.readouterr().out.split("\n\n")[0])
-    assert rows["RSLAD"][1] == "20.50 ± 0.71" and rows["RSLAD + InfoARD"][2] == "2.00 ± 1.41"
+    assert rows["RSLAD"][1] == "20.50 ± 0.71" and rows["RSLAD + InfoARD"][2] == "+2.00 ± 12.71"
 
 
 def test_pairs_are_found_by_settings_whatever_the_folders_are_called(tmp_path):
@@ -642,7 +642,7 @@ def test_only_rows_of_equal_n_and_eps_are_compared(tmp_path, capsys):
     latex = (tmp_path / "tables.tex").read_text()
     bold = [line.split(" &")[0] for line in latex.splitlines() if "textbf" in line]
     assert bold == ["b", "c"]
-    assert r"Best in bold, among rows of equal $n$ and $\epsilon$" in latex
+    assert r"Best in bold, among rows of equal $n$, $\epsilon$" in latex
     about = (tmp_path / "tables.md").read_text().split("\n\n")[1]
     assert (
         "rows a, b, e at linf eps 8/255: pgd_sat (20 steps of 2/255); rows c, d at linf eps"
