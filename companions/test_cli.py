@@ -576,7 +576,9 @@ def test_the_pages_show_every_kind_of_command():
     assert len(COMMANDS) > 10
 
 
-def test_the_framework_that_the_pages_show_can_be_trained(desk):
+def test_the_framework_that_the_pages_show_can_be_trained(desk, monkeypatch):
+    monkeypatch.syspath_prepend(desk)  # before the mine.py of any other test
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     (desk / "mine.py").write_text("\n".join(blocks_of(ROOT / "companions/README.md", "python")))
     line = "--framework mine:MINE --gamma 0.5 --teacher teacher.pt --epochs 1 --steps 1"
     more = "--attacks clean --eval-subset 40 --no-figures --out r"
