@@ -3,6 +3,7 @@ the scripts around it: reproduce.sh and the tables of results/evidence/search.py
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -29,9 +30,15 @@ SCALES = [("smoke", 1, 2), ("cpu", 1, 2), ("gpu", 1, 1), ("paper", 5, 3)]
 # ==== 1. The runs as settings =====================================================================
 
 
-def settings_of(words):
-    """What infoard.py makes of a line of options."""
+@functools.cache
+def parsed(words):
+    """What infoard.py makes of a line of options, read once."""
     return I.Config(**cli.parse("train", list(words)))
+
+
+def settings_of(words):
+    """What infoard.py makes of options."""
+    return parsed(tuple(words))
 
 
 def settings_by_name(runs, folder):
