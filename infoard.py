@@ -89,11 +89,8 @@ def lookup(table, name: str, what: str):
 def resolve(table: dict, name: str, what: str):
     """The entry called name, or anyone's own, "module:name" (of this folder too), "file.py:name".
 
-    An entry that is such a name itself, of a companion, is imported when it is asked for. What is
-    no name is given back.
+    An entry that is such a name itself, of a companion, is imported when it is asked for.
     """
-    if not isinstance(name, str):
-        return name
     entry = name if ":" in name else lookup(table, name, what)
     if not isinstance(entry, str):
         return entry
@@ -824,12 +821,13 @@ class InfoARD(nn.Module):
         taps: str = "",
     ):
         super().__init__()
-        self.rule = resolve(ASA, asa, "rule of radii")
+        self.rule = resolve(ASA, asa, "rule of radii") if isinstance(asa, str) else asa
         if not isinstance(asa, str) or ":" in asa:
             self.rule = optional("own:checked_rule")(asa, self.rule) or self.rule
         self.lam, self.tau = lam, tau
         self.terms = {}
-        self.bound = resolve(BOUNDS, mim, "mutual-information bound")
+        told = "mutual-information bound"
+        self.bound = resolve(BOUNDS, mim, told) if isinstance(mim, str) else mim
         device = next(student.parameters()).device
         x = torch.zeros(2, *image_shape, device=device)
         named = [pair.strip().partition("=") for pair in taps.split(",") if pair]

@@ -2225,16 +2225,16 @@ CUTS = {  # how to use it, the most lines that it may drag along, itself include
     "margin": (use_margin, 4),
     "pgd": (use_pgd, 86),
     "instance_strength": (use_instance_strength, 35),
-    "InfoARD": (use_infoard, 418),
+    "InfoARD": (use_infoard, 416),
     "rslad_loss": (use_rslad_loss, 14),
     "adaad_loss": (use_adaad_loss, 15),
     "kl_objective": (use_kl_objective, 12),
     "teacher_student_objective": (use_teacher_student_objective, 12),
     "rslad": (use_rslad, 24),
     "adaad": (use_adaad, 26),
-    "Step": (use_step, 380),
+    "Step": (use_step, 377),
     "still_right": (use_still_right, 130),
-    "evaluate": (use_evaluate, 328),
+    "evaluate": (use_evaluate, 325),
 }
 
 
@@ -3322,6 +3322,8 @@ def test_best_is_chosen_by_validation(framework, scores, epoch, tmp_path, monkey
     looked_at = I.evaluated(cfg, I.load_own(best), SMALL, torch.device("cpu"))
     for name in looked_at.keys() - {"notes"}:  # a run's notes tell of chance, too
         assert looked_at[name] == results["best"][name]
+    notes = looked_at["notes"]
+    assert results["best"]["notes"][: len(notes)] == notes
     assert (results["best"] == results["last"]) == (epoch == 3)
 
 
@@ -3890,8 +3892,13 @@ def test_files_are_as_the_formatter_makes_them(rules):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.xfail(strict=True, reason="2,063 lines: what else belongs to a companion is open")
+def test_infoard_holds_at_most_1700_lines():
+    assert len(Path(I.__file__).read_text().splitlines()) <= 1_700
+
+
 def test_infoard_does_not_grow():
-    assert len(Path(I.__file__).read_text().splitlines()) <= 2_065
+    assert len(Path(I.__file__).read_text().splitlines()) <= 2_063
 
 
 def test_no_line_moves_things_to_cuda_by_name():

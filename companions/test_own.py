@@ -258,8 +258,8 @@ def test_the_example_of_the_documents_runs(code, capsys):
     text = (ROOT / "docs/usage.md").read_text()
     section = text.partition("## Your own framework, attack and student")[2].partition("\n## ")[0]
     example = re.search(r"```python\n(.*?)```", section, re.S)[1]
-    student = example.index("def net")  # a framework, an attack and a rule are fifteen lines
-    assert len([line for line in example[:student].splitlines() if line.strip()]) <= 15
+    rule = example.index("def by_entropy")  # a framework and an attack are twelve lines
+    assert len([line for line in example[:rule].splitlines() if line.strip()]) <= 12
     Path("mine.py").write_text(example)
     commands = re.search(r"```bash\n(.*?)```", section, re.S)[1].splitlines()
     few = "--teacher teacher.pt --subset 100 --val-size 10 --epochs 1 --steps 1 --batch-size 50 "
