@@ -199,9 +199,9 @@ brightness.needs = ("teacher",)
 
 def test_a_rule_and_a_bound_of_ones_own_come_in_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "my_rules.py").write_text(OWN)
     student, teacher, x, y = pair()
-    cfg = I.Config(asa="mine.py:brightness", mim="mine.py:half", steps=1).resolved()
+    cfg = I.Config(asa="my_rules.py:brightness", mim="my_rules.py:half", steps=1).resolved()
     info = make_info(student, teacher, asa=cfg.asa, mim=cfg.mim)
     step = I.Step(student, teacher, x, y, cfg=cfg, info=info)
     step.loss()
