@@ -699,6 +699,7 @@ class Taps:
         with contextlib.suppress(ImportError):  # looks deeper and knows tokens, channels last
             special = importlib.import_module("companions.taps")
             found, self.read = special.find_taps(net, x), special.as_features
+        self.end_of_pass = torch.compiler.disable(self.keep_pass)  # it changes in every pass
         self.hooks = [net.register_forward_hook(self.end, with_kwargs=True)]
         for name in names or found:
             module = modules.get(found.get(name, name))
@@ -719,12 +720,13 @@ class Taps:
         if self.maps is not None:
             self.maps[name] = inputs[0] if name == "penultimate" else output
 
-    @torch.compiler.disable  # what is kept changes in every pass: no reason to compile it again
     def end(self, net: nn.Module, inputs: tuple, named: dict, output) -> None:
         tensors = [f for f in (*inputs, *named.values()) if isinstance(f, Tensor)]
-        if self.maps is None or not tensors:
-            return
-        x, maps, self.maps = tensors[0], self.maps, {}
+        if self.maps is not None and tensors:
+            self.end_of_pass(tensors[0])
+
+    def keep_pass(self, x: Tensor) -> None:
+        maps, self.maps = self.maps, {}
         kept = []  # no earlier pass on the same images, and none of an attack
         for seen, features, graph in self.passes:
             if seen() is x and graph and not torch.is_grad_enabled():
@@ -826,10 +828,8 @@ class InfoARD(nn.Module):
             self.rule = optional("own:checked_rule")(asa, self.rule) or self.rule
         self.lam, self.tau = lam, tau
         self.terms = {}
-        told = "mutual-information bound"
-        self.bound = resolve(BOUNDS, mim, told) if isinstance(mim, str) else mim
-        device = next(student.parameters()).device
-        x = torch.zeros(2, *image_shape, device=device)
+        self.bound = resolve(BOUNDS, mim, "bound of information") if isinstance(mim, str) else mim
+        x = torch.zeros(2, *image_shape, device=next(student.parameters()).device)
         named = [pair.strip().partition("=") for pair in taps.split(",") if pair]
         self.student_taps = Taps(student, x, [name for name, _, _ in named])
         self.teacher_taps = Taps(teacher, x, [other or name for name, _, other in named])
@@ -846,7 +846,7 @@ class InfoARD(nn.Module):
         for name_s, name_t in self.pairs if "feat" in self.weights else []:
             widths = shapes_s[name_s][0], shapes_t[name_t][0]
             make = getattr(self.bound, "critic", Critic)
-            self.critics.append(make(*widths, dim, tau).to(device))
+            self.critics.append(make(*widths, dim, tau).to(x.device))
         for p in self.parameters() if world()[1] > 1 else []:
             dist.broadcast(p.data, 0)  # the ranks' critics begin as one, and have equal gradients
         if not self.weights:  # what nobody reads costs nothing
@@ -1058,8 +1058,9 @@ class Step:
             loss = resolve({}, "companions.plus:loss", "further terms")(self, framework.loss)
         else:
             loss = framework.loss(self)
-        scalar = isinstance(loss, Tensor) and loss.dim() == 0
-        require(scalar, f"the loss of {self.cfg.framework} must be a scalar tensor")
+        shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        told = f"the loss of {self.cfg.framework} must be a scalar tensor, of shape [], not {shape}"
+        require(shape == [], told)
         if self.info and self.info.weights:
             told = f"student and teacher have {self.s_adv.shape[1]} and {self.t.shape[1]} classes"
             require(self.s_adv.shape == self.t.shape, told)  # by now both passes are made
@@ -1144,26 +1145,22 @@ FRAMEWORKS = {
         ard, needs=("teacher",), defaults={"alpha": 1.0, "temperature": 30.0}, static=True
     ),
     "rslad": Framework(rslad, needs=("teacher",), defaults={"alpha": 5 / 6}, static=True),
-    "akd": "companions.frameworks:AKD",
-    "iad": "companions.frameworks:IAD",
-    "adaiad": "companions.frameworks:ADAIAD",
     "adaad": Framework(
         adaad, needs=("teacher",), defaults={"alpha": 1.0, "lam_hi": 2.0}, static=True
     ),
-    "mtard": "companions.frameworks:MTARD",
-    "bmtard": "companions.frameworks:BMTARD",
-    "absld": "companions.frameworks:ABSLD",
-    "adr": "companions.frameworks:ADR",
-    "adr_trades": "companions.frameworks:ADR_TRADES",
-    "igdm": "companions.frameworks:IGDM",
-    "saad": "companions.frameworks:SAAD",
-    "estimators": "companions.namid:ESTIMATORS",
-    "namid": "companions.namid:NAMID",
-    "namid_trades": "companions.namid:NAMID_TRADES",
-    "autoencoder": "companions.mid:AUTOENCODER",
-    "mid": "companions.mid:MID",
-    "mid_transfer": "companions.mid:MID_TRANSFER",
 }
+FURTHER_FRAMEWORKS = {
+    "frameworks": "akd iad adaiad mtard bmtard absld adr adr_trades igdm saad",
+    "namid": "estimators namid namid_trades",
+    "mid": "autoencoder mid mid_transfer",
+}
+FRAMEWORKS.update(
+    {
+        name: f"companions.{file}:{name.upper()}"
+        for file, names in FURTHER_FRAMEWORKS.items()
+        for name in names.split()
+    }
+)
 
 
 def get_framework(name: str) -> Framework:

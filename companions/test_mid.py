@@ -410,7 +410,8 @@ def test_mid_trains_end_to_end_and_resumes_bit_for_bit(tmp_path, monkeypatch, ca
     monkeypatch.setattr(
         evaluation, "check_teacher", lambda *args: None
     )  # one epoch teaches it nothing
-    options = {"framework": "mid", "teacher_epochs": 1, "subset": 130, "transfer": True}
+    options = {"framework": "mid", "teacher_epochs": 1, "transfer": True}
+    options.update(subset=60, batch_size=20)  # three steps of an epoch
     whole = check_resumed(tmp_path, figures=True, **options)
     assert whole["transfer"]["n"] == 40 and {"best", "last"} <= whole.keys()
     log = (tmp_path / "whole/log.jsonl").read_text()

@@ -374,7 +374,8 @@ def test_namid_trains_end_to_end_and_resumes_bit_for_bit(tmp_path, monkeypatch, 
         evaluation, "check_teacher", lambda *args: None
     )  # one epoch teaches it nothing
     steps = steps_seen(monkeypatch)
-    options = {"framework": "namid", "teacher_epochs": 1, "subset": 130, "transfer": True}
+    options = {"framework": "namid", "teacher_epochs": 1, "transfer": True}
+    options.update(subset=60, batch_size=20)  # three steps of an epoch
     whole = check_resumed(tmp_path, figures=True, **options)
     estimators = steps[-1].more["estimators"]
     assert not any(m.training for m in estimators.modules())
