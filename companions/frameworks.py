@@ -264,13 +264,28 @@ def epochs_behind(progress: float, epochs: int) -> int:
     return int(progress * epochs + 1e-9)
 
 
-def slopes(step: I.Step) -> tuple[Tensor, Tensor]:
-    """S(x+d) - S(x-d) and T(x+d) - T(x-d), d = x'-x; x - d is not clipped, as published."""
-    x_minus = 2 * step.x - step.x_adv
-    t_slope = step.t_adv - I.predict(step.teacher, x_minus)
-    s_adv = step.s_adv  # before S(x-d)
-    s_slope = s_adv - I.as_float32(step.student(x_minus))
+def slopes(
+    student: Callable,
+    teacher: nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    s_adv: Tensor,
+    t_adv: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """S(x+d) - S(x-d) and T(x+d) - T(x-d), d = x'-x, both [B,K] [IGDM].
+
+    s_adv, t_adv: logits on x' = x+d. One more pass of each net; x-d is not clipped, as published.
+    """
+    x_minus = 2 * x - x_adv
+    t_slope = t_adv - I.predict(teacher, x_minus)
+    s_slope = s_adv - I.as_float32(student(x_minus))
     return s_slope, t_slope
+
+
+def slopes_of(step: I.Step) -> tuple[Tensor, Tensor]:
+    """slopes() of a step, on the passes that it has."""
+    t_adv, s_adv = step.t_adv, step.s_adv  # before S(x-d)
+    return slopes(step.student, step.teacher, step.x, step.x_adv, s_adv, t_adv)
 
 
 def iad(step: I.Step) -> Tensor:
@@ -431,7 +446,7 @@ def igdm(step: I.Step) -> Tensor:
     # differs: p grows with each step, not with each epoch; released code passes x too (batch norm)
     step.attack(I.teacher_student_objective(step.student, step.teacher), init="normal")
     weight = step.cfg.alpha * step.progress
-    s_slope, t_slope = slopes(step)
+    s_slope, t_slope = slopes_of(step)
     return igdm_loss(step.s_adv, step.t_adv, s_slope, t_slope, weight, step.mean_kl)
 
 
@@ -440,7 +455,7 @@ def saad(step: I.Step) -> Tensor:
     # differs: its weight average is left to --ema; released code always passes x too (batch norm)
     objective = linear_teacher_objective(step.student, step.teacher, step.x, step.y, step.t)
     step.attack(objective, init="normal")
-    s_slope, t_slope = slopes(step)
+    s_slope, t_slope = slopes_of(step)
     return saad_loss(
         step.s if step.cfg.beta else None,
         step.s_adv,

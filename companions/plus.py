@@ -19,8 +19,8 @@ saad_c              0.2 on cifar10, 0.5 on cifar100 and tinyimagenet
 
 A base that is not in the table has what its nearest kin has, other data sets what cifar10 has. The
 alphas were searched for cell by cell and differ by a factor of 100: search on images of your own,
-not on the test set. In a loop of your own these are functions of logits:
-frameworks.saad_weights(t_adv), and infoard.mean_kl(t_slope, s_slope) of the differences.
+not on the test set. In a loop of your own these are functions of images and logits, slopes and
+saad_weights of companions/frameworks.py: docs/usage.md has the lines.
 
 [IGDM] 2312.03286, tables 17 and 18   [SAAD] 2512.10275, table 16
 """
@@ -30,7 +30,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 import infoard as I
-from companions.frameworks import saad_weights, slopes
+from companions.frameworks import saad_weights, slopes_of
 
 BASES = "at trades ard iad akd rslad adaad".split()
 IGDM_ALPHA = {  # of BASES in turn, as in the table above
@@ -90,7 +90,7 @@ def loss(step: I.Step, base: Callable) -> Tensor:
         step.mean_kl = weighted(mean_kl, lambda: saad_weights(step.t_adv)[0])
     total = base(step)
     if "igdm" in found:
-        s_slope, t_slope = slopes(step)
+        s_slope, t_slope = slopes_of(step)
         pull = step.mean_kl(t_slope, s_slope)
         step.terms["igdm"] = pull.detach()
         total = total + found["igdm"] * step.progress * pull

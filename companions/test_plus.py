@@ -1,5 +1,8 @@
 """What holds for --plus: formulas by hand, published combinations, weight 0, errors."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -75,6 +78,19 @@ def test_both_together_weigh_the_differences_too():
     s_slope = step.s_adv - step.student(x_minus)
     near(both, saad + 2 * 0.5 * (h * I.kl(t_slope, s_slope)).mean(), 1e-5)
     assert step.terms["igdm"] > 0
+
+
+def test_the_lines_of_the_documents_are_these_terms_in_a_loop_of_ones_own():
+    text = (Path(I.__file__).parent / "docs/usage.md").read_text()
+    (lines,) = re.findall(r"```python\n([^`]*saad_weights[^`]*)```", text)
+    expected, step = stepped("adaad", "igdm:5,saad")
+    student, teacher = tiny_net().train(), tiny_net(1)
+    names = {"student": student, "teacher": teacher, "x": X, "x_adv": step.x_adv, "share": 0.5}
+    exec(lines, names)
+    near(names["loss"], expected, 1e-6)  # float32: a mean of sums, a sum of means
+    found = torch.autograd.grad(names["loss"], [*student.parameters()])
+    for a, b in zip(found, gradient(expected, step), strict=True):
+        near(a, b, 1e-6)
 
 
 def test_terms_stand_beside_infoard():
