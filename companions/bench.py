@@ -197,15 +197,20 @@ class Kind:
 
 
 def kinds_of_step(cfg: I.Config) -> dict[str, Kind]:
-    """{name: kind} that bench times."""
-    plain = replace(cfg, infoard=False, steps_lo=0)
-    info = replace(cfg, infoard=True, steps_lo=0)
-    return {
+    """{name: kind} that bench times; terms of --plus and an average of weights each alone."""
+    plain = replace(cfg, infoard=False, steps_lo=0, plus="", ema=0.0)
+    info = replace(plain, infoard=True)
+    kinds = {
         "ordinary": Kind(replace(plain, amp="off", compile=False), nchw=True, unfrozen=True),
         "plain": Kind(plain),
         "infoard": Kind(info),
         "schedule": Kind(replace(info, steps_lo=cfg.steps_lo or 1)),
     }
+    for term in filter(None, cfg.plus.split(",")):
+        kinds[term] = Kind(replace(plain, plus=term))
+    if cfg.ema:
+        kinds["ema"] = Kind(replace(plain, ema=cfg.ema))
+    return kinds
 
 
 def kinds_without(cfg: I.Config) -> dict[str, Kind]:
@@ -431,7 +436,8 @@ def time_kinds(
 
 def run_bench(*, rounds: int = 5, **given) -> None:
     """Time training steps: ordinary (fp32, as most released code is written), plain, with InfoARD,
-    and with its step schedule; --framework: a list with commas, default: all that InfoARD lifts.
+    with its step schedule, and plain with each term of --plus or --ema; --framework: a list with
+    commas, default: all that InfoARD lifts.
     """
     frameworks = given.pop("framework", None) or lifted_frameworks()
     time_kinds(kinds_of_step, rounds, frameworks, given)

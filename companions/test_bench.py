@@ -262,6 +262,15 @@ def test_kinds_differ_in_what_they_are_named_for():
     assert having(kinds, "steps_lo", 0) == ["ordinary", "plain", "infoard"]
 
 
+def test_added_terms_and_averages_are_timed_alone():
+    kinds = bench.kinds_of_step(I.Config(plus="igdm,saad_c:0.3", ema=0.9).resolved())
+    assert list(kinds)[4:] == ["igdm", "saad_c:0.3", "ema"]
+    assert having(kinds, "plus", "igdm") == ["igdm"]
+    assert having(kinds, "plus", "saad_c:0.3") == ["saad_c:0.3"]
+    assert having(kinds, "ema", 0.9) == ["ema"]
+    assert having(kinds, "infoard") == ["infoard", "schedule"]
+
+
 def test_a_schedule_begins_with_one_step_unless_told_otherwise():
     kinds = bench.kinds_of_step(I.Config().resolved())
     assert having(kinds, "steps_lo", 1) == ["schedule"]
@@ -505,7 +514,7 @@ def test_effects_are_those_of_one_framework(tmp_path, peaks, monkeypatch):
 def test_what_infoard_lifts_is_timed_unless_told_otherwise(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(bench, "time_kinds", lambda kinds, rounds, names, given: seen.append(names))
-    lifted = "at,trades,ard,rslad,akd,iad,adaiad,adaad,mtard,bmtard,absld,adr,adr_trades,igdm,saad"
+    lifted = "at,trades,ard,rslad,adaad,akd,iad,adaiad,mtard,bmtard,absld,adr,adr_trades,igdm,saad"
     for verb in ("bench", "effects", "growth"):
         assert I.main([verb, "--out", str(tmp_path)]) == 0
     assert I.main(["bench", "--framework", "at,ard"]) == 0
