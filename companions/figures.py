@@ -368,9 +368,45 @@ def caption_of_sheet(judge: str, eps: float) -> str:
 
 
 def run_figures(folder: str | Path) -> None:
-    """Draw a finished run as PNG and PDF, from its log, results and sheet alone."""
+    """Draws finished runs as PNG and PDF, from their logs, results and sheets alone.
+
+    The run that a folder holds, or each of those below it. What they gain on each other is drawn by
+    `compare`.
+    """
     out = Path(folder)
-    I.require((out / "results.json").exists(), f"{out} holds no finished run (no results.json)")
+    runs = [out]
+    if not is_drawable(out):
+        runs = drawable_below(out)
+    for run in runs:
+        draw_run(run)
+    if runs != [out]:
+        for line in cells.left_out(out):
+            tables.show(line)
+        tables.show(f"what they gain on each other: compare {out}")
+
+
+def is_drawable(run: Path) -> bool:
+    """Whether a folder holds what a run's pictures are made of."""
+    return (run / "results.json").exists() and (run / "log.jsonl").exists()
+
+
+def drawable_below(out: Path) -> list[Path]:
+    """The runs below a folder that can be drawn; one line if there are none."""
+    told = f"{out} holds no finished run (no results.json)"
+    if (out / "results.json").exists():
+        told = f"{out} has no log.jsonl, so there is nothing to draw its curves from"
+    found = sorted({file.parent for file in out.rglob("results.json")})
+    runs = [run for run in found if is_drawable(run)]
+    if not found:
+        told = "; ".join([f"{told}, nor does a folder below it", *cells.left_out(out)])
+    elif not runs and found != [out]:
+        told = f"{told}; those below it, {len(found)}, have no log.jsonl to draw curves from"
+    I.require(runs, told)
+    return runs
+
+
+def draw_run(out: Path) -> None:
+    """The pictures of one run."""
     lines = (out / "log.jsonl").read_text().splitlines()
     log = [json.loads(line) for line in lines]
     results = cells.read_json(out / "results.json")
@@ -512,7 +548,7 @@ def run_attention(folder: str, **given) -> None:
         texts = [tables.spread([means[name] for means in found]) for name in names]
         lines.append([names_of_rows[cell], *texts, str(len(found))])
     header = ["cosine", *names, "seeds"]
-    text = tables.markdown([header, *lines])
+    text = "\n\n".join([tables.markdown([header, *lines]), *cells.left_out(folder)])
     tables.show(text)
     tables.keep(Path(folder), {"attention.md": f"{text}\n"})
 

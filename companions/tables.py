@@ -31,6 +31,7 @@ from companions import protocol
 from companions.cells import (
     finished,
     is_teacher,
+    left_out,
     mixed_seeds,
     names_of,
     partner_of,
@@ -38,6 +39,7 @@ from companions.cells import (
     read,
     read_json,
     read_settings,
+    some_names,
     test_images_of,
     unlike,
     unread_by,
@@ -420,12 +422,6 @@ def radii_in_words(shown: dict[str, list[dict]], made: dict) -> dict[str, str]:
     return found
 
 
-def some_names(names: list[str]) -> str:
-    """The first three of some names."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
 def protocols_of(shown: dict[str, list[dict]]) -> list[str]:
     """What the attacks of results do, a text for each norm and radius, and then for their starts.
 
@@ -587,7 +583,11 @@ def run_tables(folder: str) -> None:
     about = {which: measured_how(which, shown[which], made) for which in made_tables}
 
     parts = [markdown(lines) for lines in made_tables.values()]
-    remarks = [*mixed_seeds(made), *masking_warnings(folders, results, folder)]
+    remarks = [
+        *left_out(folder),
+        *mixed_seeds(made),
+        *masking_warnings(folders, results, folder),
+    ]
     parts.append("\n".join([*about.values(), *remarks]))
     rows = [json.dumps({"cell": cell, "seeds": runs}) for cell, runs in results.items()]
     latex_tables = []
@@ -741,7 +741,7 @@ def run_compare(folder: str) -> None:
     about = ["± is half a 95% interval of the mean gain, over seeds (Student's t)"]
     if not any("±" in cell for lines in tables for line in lines for cell in line):
         about = ["one seed for each: more of them (--seed 1, 2, ...) give 95% intervals"]
-    about += [*pairs_in_words(results, made), *mixed_seeds(made)]
+    about += [*left_out(folder), *pairs_in_words(results, made), *mixed_seeds(made)]
     text = "\n\n".join([*map(markdown, tables), "\n".join(about)])
     show(text)
 
@@ -802,7 +802,7 @@ def run_curve(folder: str) -> None:
     lines = [["cell", "ms", "clean (%)", "worst (%)", "seeds"]]
     for ms, cell, clean, worst in rows:
         lines.append([cell, f"{ms:.0f}", spread(clean), spread(worst), str(len(clean))])
-    text = markdown(lines)
+    text = "\n\n".join([markdown(lines), *left_out(folder)])
     show(text)
     keep(Path(folder), {"curve.md": f"{text}\n"})
     figures.draw(Path(folder, "figures"), curve=partial(figures.figure_curve, rows=rows))

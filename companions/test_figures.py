@@ -402,6 +402,28 @@ def test_figures_need_a_finished_run(tmp_path, capsys):
     assert "holds no finished run" in error and error.count("\n") == 1
 
 
+def test_figures_of_a_folder_are_those_of_the_runs_below_it(done, capsys):
+    top = done.parent
+    done.rename(top / "a")
+    shutil.copytree(top / "a", top / "b/s0", ignore=shutil.ignore_patterns("sheet.pt", "figures"))
+    shutil.copytree(top / "a", top / "c", ignore=shutil.ignore_patterns("log.jsonl"))
+    shutil.copytree(top / "a", top / "d", ignore=shutil.ignore_patterns("results.json"))
+    assert I.main(["figures", str(top)]) == 0
+    out = capsys.readouterr().out
+    assert f"in {top}/a/figures: curves, sheet" in out
+    assert f"in {top}/b/s0/figures: curves, as png" in out
+    assert "left out (no results.json), 1: d\n" in out and f"compare {top}" in out
+    assert out.count("as png and pdf") == 2
+
+
+def test_runs_without_a_log_are_one_line(done, capsys):
+    (done / "log.jsonl").unlink()
+    for folder in (done, done.parent):
+        assert I.main(["figures", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert "log.jsonl" in error and error.count("\n") == 1
+
+
 def test_accuracy_over_eps_is_of_the_radii_named(monkeypatch):
     tried = []
 

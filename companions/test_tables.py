@@ -699,6 +699,37 @@ def test_a_reader_who_has_seen_enough_is_no_mistake(tmp_path, monkeypatch):
     assert (tmp_path / "tables.md").exists()
 
 
+def begin_run(folder: Path) -> None:
+    """What a run leaves that has been stopped."""
+    I.save(folder / "config.json", {"settings": asdict(I.Config().resolved())})
+
+
+@each("verb", ["tables", "compare", "curve"])
+def test_unfinished_runs_are_counted_and_named(verb, tmp_path, capsys):
+    if verb == "curve":
+        write_cell(tmp_path / "cell", 8.0, 0, [29.0])
+    else:
+        write_usual_runs(tmp_path)
+    assert I.main([verb, str(tmp_path)]) == 0
+    assert "not finished" not in (tmp_path / f"{verb}.md").read_text()
+    for name in ("a/s0", "a/s1", "b", "c"):
+        begin_run(tmp_path / name)
+    I.save(tmp_path / "of_others/config.json", {"model_type": "vit"})
+    I.save(tmp_path / "c/eval.json", {"clean": 80.0, "n": 50, "warnings": []})  # a row by itself
+    capsys.readouterr()
+    assert I.main([verb, str(tmp_path)]) == 0
+    line = "not finished and left out (no results.json), 3: a/s0, a/s1, b\n"
+    assert line in (tmp_path / f"{verb}.md").read_text() and line in capsys.readouterr().out
+
+
+def test_if_all_are_unfinished_the_line_names_them(tmp_path, capsys):
+    begin_run(tmp_path / "a/s0")
+    assert I.main(["tables", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "no finished runs" in error and "left out (no results.json), 1: a/s0" in error
+    assert error.count("\n") == 1
+
+
 @each(
     "verb, why",
     [("tables", "no finished runs"), ("compare", "no finished runs"), ("curve", "no cells")],
