@@ -39,6 +39,7 @@ from companions.cells import (
     read,
     read_json,
     read_settings,
+    reads_teacher,
     some_names,
     test_images_of,
     unlike,
@@ -171,7 +172,7 @@ def escaped(text: str) -> str:
     return text.replace("%", r"\%").replace("_", r"\_").replace("±", r"$\pm$")
 
 
-BOOKTABS = r"% These tables need \usepackage{booktabs}."
+PACKAGES = r"% These tables need \usepackage{booktabs} and \usepackage{graphicx}."
 
 
 def latex(lines: list[list[str]]) -> str:
@@ -189,6 +190,7 @@ def proper_word(found: re.Match) -> str:
     words = {
         **PROPER,
         "clean": "clean",  # words of sentences
+        "gain": "gain",
         "seeds": "seeds",
         "apgd": "APGD-T",  # its two parts are told apart there
         "apgd-ce": "APGD-CE",
@@ -246,12 +248,35 @@ def best_in_bold(lines: list[list[str]], images: list | None = None) -> list[lis
     return rows
 
 
-def latex_table(lines: list[list[str]], caption: str, images: list | None = None) -> str:
-    """A whole table environment: caption, best in bold among rows of the same images."""
+def without_zero_in_bold(lines: list[list[str]]) -> list[list[str]]:
+    """A table of gains with those in bold whose interval, mean ± half, leaves zero out."""
+    rows = []
+    for line in lines:
+        cells = []
+        for cell in line:
+            mean, interval, half = cell.partition(" ± ")
+            shown = interval and abs(float(mean)) > float(half)
+            cells.append(rf"\textbf{{{cell}}}" if shown else cell)
+        rows.append(cells)
+    return rows
+
+
+def label_of(folder: str | Path, *words: str) -> str:
+    """What a table of a folder is called in LaTeX: tab:cpu-best."""
+    name = "-".join([Path(folder).resolve().name, *words])
+    return "tab:" + re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+
+
+NO_WIDER = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+
+
+def latex_table(lines: list[list[str]], caption: str, label: str) -> str:
+    """A whole table environment with caption and label, made smaller if it is wider than a line."""
     about = re.sub(r"[A-Za-z0-9_-]+", proper_word, caption)
     about = about.replace("%", r"\%").replace("±", r"$\pm$")
-    parts = [r"\begin{table}", r"\centering", rf"\caption{{{about}}}"]
-    return "\n".join([*parts, latex(best_in_bold(lines, images)), r"\end{table}"])
+    head = [r"\begin{table}", r"\centering", rf"\caption{{{about}}}", rf"\label{{{label}}}"]
+    head += [r"\small", r"\setlength{\tabcolsep}{4pt}", NO_WIDER]
+    return "\n".join([*head, f"{latex(lines)}}}", r"\end{table}"])
 
 
 def spread(values: list[float | None]) -> str:
@@ -294,7 +319,9 @@ def comparable(a: dict, b: dict) -> bool:
 def subtracted(result: dict, base: dict) -> dict[str, float]:
     """n, and in points what a result has more than a base in each number that both have.
 
-    `worst` and `worst_class` count only if both are the worst of the same attacks.
+    `worst` and `worst_class` count only if both are the worst of the same attacks. Results are kept
+    with two decimals, which is exact if n divides 10,000 (500, 1,000, 10,000 images); else a
+    difference, and so a mean of differences, is off by at most 0.01 points.
     """
     mine = numbers(result)
     theirs = numbers(base)
@@ -493,17 +520,21 @@ def images_in_words(every: list[dict]) -> str:
     return text
 
 
+def under_what(shown: dict[str, list[dict]], names: dict[str, str], made: dict) -> list[str]:
+    """Of how many images {cell: results of its seeds} are, and under which attacks and radii."""
+    parts = [images_in_words([result for measured in shown.values() for result in measured])]
+    attacks = protocols_of({names[cell]: measured for cell, measured in shown.items()})
+    if attacks:
+        return parts + attacks
+    known = sorted({*radii_in_words(shown, made).values()} - {"-"})
+    return [*parts, f"L-infinity eps {', '.join(known) or 'not kept'}"]
+
+
 def measured_how(which: str, results: dict, made: dict) -> str:
     """n, eps, what the attacks do and what ± is, of the table of one kind of result."""
     shown = shown_in(results, which)
     names = names_of(list(shown), made)
-    parts = [images_in_words([result for measured in shown.values() for result in measured])]
-    attacks = protocols_of({names[cell]: measured for cell, measured in shown.items()})
-    if attacks:
-        parts += attacks
-    else:
-        known = sorted({*radii_in_words(shown, made).values()} - {"-"})
-        parts.append(f"L-infinity eps {', '.join(known) or 'not kept'}")
+    parts = under_what(shown, names, made)
     if any(len(measured) > 1 for measured in shown.values()):
         told = "± is the standard deviation over seeds"
         parts.append(f"{told}, of a gain (worst less plain's) half its 95% interval")
@@ -562,8 +593,8 @@ def run_tables(folder: str) -> None:
     """Tables of the runs below a folder, over their seeds (CELL/s0, CELL/s1 or CELL-s0, CELL-s1).
 
     They are printed, and written into that folder as tables.md, tables.tex (LaTeX, which needs
-    booktabs) and tables.jsonl (all that was measured). A teacher that a run has trained has a table
-    of its own.
+    booktabs and graphicx) and tables.jsonl (all that was measured). A teacher that a run has
+    trained has a table of its own.
     """
     folders = finished(folder)
     results = read(folders)
@@ -594,12 +625,14 @@ def run_tables(folder: str) -> None:
     for which, lines in made_tables.items():
         bold = "Best in bold, among rows of equal n, eps, images and, for worst, attacks"
         images = [test_images_of(made.get(cell, {})) for cell in shown_in(shown[which], which)]
-        latex_tables.append(latex_table(lines, f"{about[which]}. {bold}.", images))
+        label = label_of(folder, which)
+        shown_best = best_in_bold(lines, images)
+        latex_tables.append(latex_table(shown_best, f"{about[which]}. {bold}.", label))
     text = "\n\n".join(parts)
     show(text)
     files = {
         "tables.md": f"{text}\n",
-        "tables.tex": "\n\n".join([BOOKTABS, *latex_tables]) + "\n",
+        "tables.tex": "\n\n".join([PACKAGES, *latex_tables]) + "\n",
         "tables.jsonl": "\n".join(rows) + "\n",
     }
     keep(Path(folder), files)
@@ -666,17 +699,33 @@ def gain_table(cells: dict[str, dict], title: str, made: dict | None = None) -> 
     return lines
 
 
-def compare_tables(results: dict, made: dict | None = None) -> list[list[list[str]]]:
-    """The gain on plain, then on uniform, of last, best and eval; without those seen before."""
-    tables = []
+def compare_tables(
+    results: dict, made: dict | None = None
+) -> dict[tuple[str, str], list[list[str]]]:
+    """{(which, to): table}: the gain on plain, then on uniform, of last, best and eval; without
+    those seen before."""
+    tables = {}
     for to in ("plain", "uniform"):
         for which in ("last", "best", "eval"):
             cells = differences(results, which, to, made)
             lines = gain_table(cells, f"gain of {which} on {to} (points)", made)
-            seen = [shown[1:] for shown in tables]  # best is not shown where it is the last
+            seen = [shown[1:] for shown in tables.values()]  # best is not shown where it is last
             if cells and lines[1:] not in seen:
-                tables.append(lines)
+                tables[which, to] = lines
     return tables
+
+
+def gained_how(which: str, to: str, results: dict, made: dict) -> str:
+    """n, eps and what ± is, of a table of gains, for the caption of its LaTeX."""
+    cells = [cell for cell in differences(results, which, to, made) if cell in results]
+    shown = {cell: shown_in(results, which)[cell] for cell in cells}
+    on = {"plain": "the plain run", "uniform": "the run of one radius for all images"}[to]
+    about = f"{which} ({what_is_shown(which, results, made)}): gain on {on} of the same seed"
+    parts = under_what(shown, names_of(cells, made), made)
+    return (
+        f"{about}, in points of accuracy; {'; '.join(parts)}; ± is half a 95% interval of the mean "
+        "over seeds (Student's t), in bold where it leaves zero out."
+    )
 
 
 PAIRS = (
@@ -723,13 +772,44 @@ def pairs_in_words(results: dict, made: dict) -> list[str]:
     return list(lines)
 
 
+def other_teachers(results: dict, made: dict) -> list[str]:
+    """Lines that name the cells which learned from another teacher, or on other data, than their
+    partners, as far as the hashes in their config.json tell."""
+    told = {}
+    for to in ("plain", "uniform"):
+        for cell, runs in results.items():
+            for seed in runs:
+                partner = partner_of(cell, seed, to, results, made)
+                if partner is None:
+                    continue
+                mine = made.get(cell, {}).get(seed, {})
+                theirs = made.get(partner[0], {}).get(partner[1], {})
+                what = []
+                if reads_teacher(theirs) and different_hashes(mine, theirs, "teacher"):
+                    hashes = f"sha256 {mine['teacher'][:8]} and {theirs['teacher'][:8]}"
+                    what.append(f"another teacher file than {partner[0]} ({hashes})")
+                if different_hashes(mine, theirs, "data"):
+                    what.append(f"other data than {partner[0]}")
+                for one in what:
+                    told.setdefault(one, {})[cell] = True
+    return [f"warning: {', '.join(cells)} learned from {what}" for what, cells in told.items()]
+
+
+def different_hashes(a: dict, b: dict, name: str) -> bool:
+    """Whether two settings hold fingerprints of files, not their paths, and these differ."""
+    found = [a.get(name), b.get(name)]
+    hashed = all(isinstance(one, dict) or re.fullmatch("[0-9a-f]{64}", one or "") for one in found)
+    return hashed and found[0] != found[1]
+
+
 def run_compare(folder: str) -> None:
     """What runs below a folder gain on their plain partners, and on those of uniform radii.
 
     Partners are runs that differ in --no-infoard (or --asa uniform) alone, wherever they lie, or
     cells named plain and uniform beside a cell: NAME/infoard/s0 and NAME/plain/s0. Differences are
     paired by seed, in points, with 95% intervals over seeds. They are printed, and written into
-    that folder as compare.md and figures/gains (png and pdf).
+    that folder as compare.md, compare.tex (LaTeX, which needs booktabs and graphicx) and
+    figures/gains (png and pdf).
     """
     from companions import figures
 
@@ -739,15 +819,30 @@ def run_compare(folder: str) -> None:
     tables = compare_tables(results, made)
     I.require(tables, why_unpaired(results, made, folder))
     about = ["± is half a 95% interval of the mean gain, over seeds (Student's t)"]
-    if not any("±" in cell for lines in tables for line in lines for cell in line):
+    cells = [cell for lines in tables.values() for line in lines for cell in line]
+    if not any("±" in cell for cell in cells):
         about = ["one seed for each: more of them (--seed 1, 2, ...) give 95% intervals"]
-    about += [*left_out(folder), *pairs_in_words(results, made), *mixed_seeds(made)]
-    text = "\n\n".join([*map(markdown, tables), "\n".join(about)])
+    about += [
+        *left_out(folder),
+        *pairs_in_words(results, made),
+        *mixed_seeds(made),
+        *other_teachers(results, made),
+    ]
+    text = "\n\n".join([*map(markdown, tables.values()), "\n".join(about)])
     show(text)
 
     kept = Path(folder, "compare.md")
     as_it_was = kept.exists() and kept.read_text() == f"{text}\n"
-    keep(Path(folder), {"compare.md": f"{text}\n"})
+    latex_tables = []
+    for (which, to), lines in tables.items():
+        caption = gained_how(which, to, results, made)
+        label = label_of(folder, "gain", which, to)
+        latex_tables.append(latex_table(without_zero_in_bold(lines), caption, label))
+    files = {
+        "compare.md": f"{text}\n",
+        "compare.tex": "\n\n".join([PACKAGES, *latex_tables]) + "\n",
+    }
+    keep(Path(folder), files)
     if as_it_was and Path(folder, "figures/gains.png").exists():
         return
     for which in ("last", "best", "eval"):
