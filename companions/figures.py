@@ -65,7 +65,7 @@ def name_of_run(folder: Path) -> str:
 def draw(folder: str | Path, **figures: Callable) -> None:
     """Each function of a figure as name.png and name.pdf in the folder; by the first rank alone.
 
-    A figure is titled by the run, or the runs, that the folder belongs to.
+    A figure without a title gets that of the run, or the runs, that the folder belongs to.
     """
     if I.world()[0] != 0:
         return
@@ -77,7 +77,8 @@ def draw(folder: str | Path, **figures: Callable) -> None:
         with matplotlib.rc_context(STYLE):
             figure = matplotlib.figure.Figure(layout="constrained")
             fill(figure)
-            figure.suptitle(name_of_run(folder.absolute().parent))
+            if not figure.get_suptitle():
+                figure.suptitle(name_of_run(folder.absolute().parent))
             figure.savefig(folder / f"{name}.png")
             figure.savefig(folder / f"{name}.pdf")
     print(f"in {folder}: {', '.join(figures)}, as png and pdf")
@@ -179,13 +180,18 @@ def figure_sheet(
 
 
 def figure_gains(
-    figure, rows: dict[str, dict[str, tuple[float, float]]], what: str = "the last epoch"
+    figure,
+    rows: dict[str, dict[str, tuple[float, float]]],
+    title: str = "gain on plain",
+    about: str = "",
 ) -> None:
     """What each row gains on plain, with 95% intervals over seeds.
 
-    rows: {name: what tables.gains says of a cell}; what: which checkpoint is shown.
+    rows: {name: what tables.gains says of a cell}; about: how it was measured, in words.
     """
-    figure.set_size_inches(6.5, 0.9 + 0.19 * len(rows))
+    about = textwrap.fill(about, 150)
+    figure.set_size_inches(6.5, 0.9 + 0.19 * len(rows) + 0.1 * about.count("\n"))
+    figure.suptitle(title)
     places = -np.arange(len(rows))
     panels = figure.subplots(1, 2, sharey=True)
     for panel, name in zip(panels, ("worst", "clean"), strict=True):
@@ -201,14 +207,7 @@ def figure_gains(
         panel.set_ylim(places[-1] - 0.6, 0.6)
         shown = {"worst": "robust", "clean": "clean"}
         panel.set_xlabel(f"gain in {shown[name]} accuracy (points)")
-    bars = "; bars: 95% intervals over seeds" if any_interval(rows) else "; one seed: no intervals"
-    told = f"gain on the plain run of the same seed ({what}){bars}"
-    figure.supxlabel(f"{told}; robust: right under every attack", fontsize=6)
-
-
-def any_interval(rows: dict[str, dict[str, tuple[float, float]]]) -> bool:
-    """Whether any gain is of more than one seed."""
-    return any(not math.isnan(half) for row in rows.values() for _, half in row.values())
+    figure.supxlabel(about, fontsize=6, x=0.01, ha="left")
 
 
 def apart(places: list[float], gap: float) -> list[float]:

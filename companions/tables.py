@@ -33,6 +33,7 @@ from companions.cells import (
     is_teacher,
     left_out,
     mixed_seeds,
+    name_of_settings,
     names_of,
     partner_of,
     place_of,
@@ -40,6 +41,7 @@ from companions.cells import (
     read_json,
     read_settings,
     reads_teacher,
+    settings_of,
     some_names,
     test_images_of,
     unlike,
@@ -802,6 +804,65 @@ def different_hashes(a: dict, b: dict, name: str) -> bool:
     return hashed and found[0] != found[1]
 
 
+def on_which_bases(results: dict, made: dict) -> str:
+    """On what runs gain, for the title of a picture: gain on plain AdaAD."""
+    bases = {}
+    for cell, runs in results.items():
+        for seed in runs:
+            partner = partner_of(cell, seed, "plain", results, made)
+            settings = made.get(partner[0], {}).get(partner[1]) if partner else None
+            if settings:
+                bases[name_of_settings(settings)] = True
+    if not bases:
+        return "gain on the plain runs"
+    return f"gain on plain {some_names(list(bases))}"
+
+
+def teachers_in_words(folders: list[Path]) -> str:
+    """The teachers that config.json names in some runs, by the ends of their paths."""
+    names = {}
+    for folder in folders:
+        settings = settings_of(folder)
+        if not settings or not reads_teacher(settings) and not settings["infoard"]:
+            continue
+        given = read_json(folder / "config.json")["settings"].get("teacher")
+        names["/".join(Path(given).parts[-3:]) if given else "trained for the runs"] = True
+    return some_names(list(names)) or "not kept"
+
+
+def attacks_in_words(measured: list[dict]) -> str:
+    """Under what an image must be right to count as robust in some results."""
+    used = [[name for name in numbers(result) if in_ball(name)] for result in measured]
+    names = {}
+    for attacks in used:
+        names.update(dict.fromkeys(attacks))
+    text = ", ".join(PROPER.get(name, name) for name in names) or "every attack"
+    alike = all(set(attacks) == set(names) for attacks in used)
+    return text if alike else f"those of {text} that a row was put to"
+
+
+def picture_in_words(which: str, folders: dict, results: dict, made: dict) -> str:
+    """What the picture of gains shows: checkpoint, seeds, attacks, radius, images, teachers."""
+    pairs = paired(results, which, "plain", made)
+    shown, measured, runs = {}, [], []
+    for cell, seeds in pairs.items():
+        shown[cell] = [results[cell][seed][which] for seed in seeds]
+        measured += shown[cell]
+        runs += [folders[cell][seed] for seed in seeds]
+
+    counts = sorted({len(seeds) for seeds in pairs.values()})
+    bars = "one seed, no intervals"
+    if counts[-1] > 1:
+        ends = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+        bars = f"bars: 95% intervals over {ends} seeds"
+    radii = sorted({*radii_in_words(shown, made).values()} - {"-"})
+    return (
+        f"Gain on the plain run of the same seed ({what_is_shown(which, results, made)}); {bars}. "
+        f"Robust: right under {attacks_in_words(measured)}; eps {', '.join(radii) or 'not kept'}; "
+        f"on {sizes(measured)} test images. Teacher: {teachers_in_words(runs)}."
+    )
+
+
 def run_compare(folder: str) -> None:
     """What runs below a folder gain on their plain partners, and on those of uniform radii.
 
@@ -850,7 +911,9 @@ def run_compare(folder: str) -> None:
         if rows:
             names = names_of(list(rows), made)
             rows = {names[cell]: row for cell, row in rows.items()}
-            fill = partial(figures.figure_gains, rows=rows, what=WHICH[which])
+            title = f"{figures.name_of_run(Path(folder))}: {on_which_bases(results, made)}"
+            about = picture_in_words(which, folders, results, made)
+            fill = partial(figures.figure_gains, rows=rows, title=title, about=about)
             figures.draw(Path(folder, "figures"), gains=fill)
             break
 

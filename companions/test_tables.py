@@ -374,6 +374,33 @@ def test_the_figure_shows_what_the_last_epoch_gains(tmp_path, monkeypatch):
     assert rows["asa"]["worst"][0] == 3.0  # best gains 2
 
 
+def test_the_figure_of_gains_says_what_it_shows(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(figures, "draw", lambda folder, **fill: told.append(fill))
+    shutil.copytree(RESULTS / "evidence/adaad", tmp_path / "adaad")
+    shutil.rmtree(tmp_path / "adaad/figures")
+    tables.run_compare(str(tmp_path / "adaad"))
+    shown = told[0]["gains"].keywords
+    assert shown["title"].endswith("/adaad: gain on plain AdaAD")
+    assert r"right under FGSM, PGD-20, CW$_\infty$; eps 8/255; on 10000 test" in shown["about"]
+    assert "(the last epoch); bars: 95% intervals over 3 seeds" in shown["about"]
+    assert "Teacher: evidence/teachers/strong.pt, strong/s77/last.pt." in shown["about"]
+
+
+def test_the_figure_of_gains_says_what_was_not_kept(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(figures, "draw", lambda folder, **fill: told.append(fill))
+    write_results(tmp_path, {"plain/s0": 20.0, "a/s0": 22.0, "b/s0": 22.0})
+    change_results(tmp_path / "plain/s0", cw=20.0, aa=19.0)
+    change_results(tmp_path / "a/s0", cw=20.0, aa=19.0)
+    change_results(tmp_path / "b/s0", cw=20.0)
+    tables.run_compare(str(tmp_path))
+    shown = told[0]["gains"].keywords
+    assert shown["title"].endswith(": gain on the plain runs")
+    assert "one seed, no intervals" in shown["about"] and "eps not kept" in shown["about"]
+    assert r"under those of CW$_\infty$, AutoAttack that a row" in shown["about"]
+
+
 def test_an_evaluation_alone_is_a_row(tmp_path):
     write_results(tmp_path, {"ours/s0": 20.0})
     attack = {"norm": "linf", "eps": 4 / 255, "steps": 30, "step_size": 1 / 255}
