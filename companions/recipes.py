@@ -217,7 +217,10 @@ T2 = [  # parts of InfoARD and their controls, on RSLAD
 T4 = [  # NAMID on AT and on TRADES
     ("at/namid", "--framework namid"),
     ("at/eq5", "--framework namid --mi-train difference"),  # estimators as the paper trains them
-    ("at/paper", "--framework namid --mi-train difference --alpha 5 --mi-ramp 0"),  # and its alpha
+    (
+        "at/papers_form",
+        "--framework namid --mi-train difference --alpha 5 --mi-ramp 0",
+    ),  # and its alpha
     ("trades/namid", "--framework namid_trades"),
 ]
 
@@ -225,7 +228,7 @@ T5 = [  # MID: known attacks (mifgsm, pgd_l2, pgd_t, pgd_sat) and others, white-
     ("undefended", "--framework natural"),
     ("plain", "--framework at --no-infoard"),
     ("mid", "--framework mid --figures"),
-    ("published", "--framework mid_transfer"),
+    ("mid_transfer", "--framework mid_transfer"),
 ]
 
 SHARED_STAGES = {  # of seed 0; what these make is taken by all seeds

@@ -840,7 +840,7 @@ def train_cell(run, folder, teacher, stop=0):
     small = {"student": "tiny", "teacher_arch": "tiny", "epochs": 1, "steps": 1, "subset": 100}
     small.update(batch_size=64, val_size=40, eval_subset=20, attacks="clean,fgsm", amp="off")
     small.update(teacher_epochs=1, device="cpu", figures=False, resume=True)
-    if "T5/mid" not in name and "T5/published" not in name:  # whose teacher has a decoder
+    if "T5/mid" not in name:  # whose teacher has a decoder
         small.update(teacher=teacher)
     small.update(teacher_nat=teacher, out=str(folder / name))
     steps = []
@@ -882,8 +882,8 @@ def test_smoke_tables_killed_and_restarted_give_the_same_files(tmp_path, monkeyp
     for folder in ("whole", "killed"):
         tables.run_tables(folder)
     for kind in ("md", "tex", "jsonl"):
-        whole, killed = (Path(folder, f"tables.{kind}") for folder in ("whole", "killed"))
-        assert whole.read_bytes() == killed.read_bytes()
+        whole, killed = (Path(f, f"tables.{kind}").read_text() for f in ("whole", "killed"))
+        assert whole == killed.replace("{tab:killed-", "{tab:whole-")  # the labels of LaTeX
     lines = Path("whole/tables.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith("| T")]
     assert len(rows) == 35 + 4  # MID's cells are transferred, too
