@@ -165,8 +165,18 @@ FRAMEWORKS = {  # as papers call them
     "namid": "NAMID",
     "namid_trades": "NAMID on TRADES",
     "mid": "MID",
+    "saad_c": "SAAD-C",
     "natural": "undefended",
 }
+
+
+def name_of_framework(text: str) -> str:
+    """One as papers call it, with what is added: rslad+igdm is RSLAD + IGDM; else as it is."""
+    name, *added = text.split("+")
+    if name not in FRAMEWORKS:
+        return text
+    names = {**FRAMEWORKS, "average": "averaged weights"}
+    return " + ".join(names.get(part, part) for part in [name, *added])
 
 
 def name_of_cell(cell: str) -> str:
@@ -178,7 +188,7 @@ def name_of_cell(cell: str) -> str:
     *above, last = cell.split("/")
     last, _, count = last.partition(" (")
     base = above.pop() if above else ""
-    name = FRAMEWORKS.get(base, base)
+    name = name_of_framework(base)
     if base == "*":
         name = f"mean of {count.rstrip(')')}"
     if last == "infoard":

@@ -214,13 +214,10 @@ T2 = [  # parts of InfoARD and their controls, on RSLAD
     ("mim", "--asa off --w-att 0.05"),
 ]
 
-T4 = [  # NAMID on AT and on TRADES
+T4 = [  # NAMID on AT and on TRADES; papers_form: the estimators and the alpha of its paper
     ("at/namid", "--framework namid"),
     ("at/eq5", "--framework namid --mi-train difference"),  # estimators as the paper trains them
-    (
-        "at/papers_form",
-        "--framework namid --mi-train difference --alpha 5 --mi-ramp 0",
-    ),  # and its alpha
+    ("at/papers_form", "--framework namid --mi-train difference --alpha 5 --mi-ramp 0"),
     ("trades/namid", "--framework namid_trades"),
 ]
 

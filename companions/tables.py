@@ -121,6 +121,8 @@ PROPER = {
     "eps": r"$\epsilon$",
     "n": "$n$",
     "seeds": "Seeds",
+    "teacher": "Teacher",
+    "source": "Source",
 }
 BOOKKEEPING = ("n", "epoch")  # numbers in a result that are no column
 
@@ -171,7 +173,9 @@ def markdown(lines: list[list[str]]) -> str:
 
 def escaped(text: str) -> str:
     """Text as LaTeX has it."""
-    return text.replace("%", r"\%").replace("_", r"\_").replace("±", r"$\pm$")
+    for sign in "%_&#":
+        text = text.replace(sign, rf"\{sign}")
+    return text.replace("±", r"$\pm$")
 
 
 PACKAGES = r"% These tables need \usepackage{booktabs} and \usepackage{graphicx}."
@@ -194,6 +198,8 @@ def proper_word(found: re.Match) -> str:
         "clean": "clean",  # words of sentences
         "gain": "gain",
         "seeds": "seeds",
+        "teacher": "teacher",
+        "source": "source",
         "apgd": "APGD-T",  # its two parts are told apart there
         "apgd-ce": "APGD-CE",
         "fab-t": "FAB-T",
@@ -237,7 +243,7 @@ def best_in_bold(lines: list[list[str]], images: list | None = None) -> list[lis
     """
     rows = [list(line) for line in lines]
     for place, name in enumerate(lines[0]):
-        if name in ("n", "eps", "seeds") or place == 0:
+        if name in ("n", "eps", "seeds", "teacher", "source") or place == 0:
             continue
         for group in compared_rows(lines, name, images):
             means = {row: mean_in(lines[row][place]) for row in group}
@@ -379,26 +385,44 @@ def signed(mean: float, half: float) -> str:
 def table_row(results: list[dict], columns: list[str], gains: list[dict]) -> dict[str, str]:
     """{column: text} of one cell, from the results of its seeds and what they gain."""
     row = {name: spread([result.get(name) for result in results]) for name in columns}
+    if len(results) == 1:
+        for name, deviation in results[0].get("sd", {}).items():
+            row[name] = f"{results[0][name]:.2f} ± {deviation:.2f}"
+    for name in ("teacher", "source"):
+        row[name] = "; ".join(dict.fromkeys(of_others(result, name) for result in results))
     gained = [gain["worst"] for gain in gains if "worst" in gain]
     row["gain"] = signed(*mean_interval(gained)) if gained else "-"
     row["n"] = sizes(results)
     row["seeds"] = str(len(results))
+    if "source" in results[0]:
+        row["seeds"] = "-"  # those of other people are not counted here
     return row
+
+
+def of_others(result: dict, name: str) -> str:
+    """The teacher or the source that a result of other people names."""
+    if "source" not in result:
+        return "-"
+    text = result.get(name, "-")
+    if name == "source" and result.get("second_hand"):
+        text += f" (second hand: {', '.join(result['second_hand'])})"
+    return text
 
 
 def says_something(column: str, texts: list[str]) -> bool:
     """Whether a column is worth its place in a table."""
     if column == "eps":
         return len(set(texts)) > 1
-    nothing = "1" if column == "seeds" else "-"
-    return any(text != nothing for text in texts)
+    nothing = ("1", "-") if column == "seeds" else ("-",)
+    return any(text not in nothing for text in texts)
 
 
 def table(results: dict, which: str = "best", made: dict | None = None) -> list[list[str]]:
     """A header and a line for each cell of {cell: {seed: {which: result}}}.
 
     The gain is that of `worst` on the plain run of the same seed. Columns that say nothing are left
-    out, and eps where all rows have the same. made: settings of the runs.
+    out, and eps where all rows have the same; results of other people have their teacher and their
+    source last. made: settings of the runs.
     """
     made = made or {}
     shown = shown_in(results, which)
@@ -412,7 +436,7 @@ def table(results: dict, which: str = "best", made: dict | None = None) -> list[
         rows[cell]["eps"] = radii[cell]
 
     used = []
-    for column in [*columns, "gain", "n", "eps", "seeds"]:
+    for column in [*columns, "gain", "n", "eps", "seeds", "teacher", "source"]:
         if says_something(column, [row[column] for row in rows.values()]):
             used.append(column)
     names = names_of(list(rows), made)
@@ -540,6 +564,8 @@ def measured_how(which: str, results: dict, made: dict) -> str:
     if any(len(measured) > 1 for measured in shown.values()):
         told = "± is the standard deviation over seeds"
         parts.append(f"{told}, of a gain (worst less plain's) half its 95% interval")
+    if any("sd" in result for measured in shown.values() for result in measured):
+        parts.append("± of a row with a source: the standard deviation over seeds that it reports")
     others = []
     for cell, measured in shown.items():
         if "source" in measured[0] or cell.startswith("published/"):
@@ -550,6 +576,14 @@ def measured_how(which: str, results: dict, made: dict) -> str:
             parts.append(text)
     what = what_is_shown(which, results, made)
     return f"{which} ({what}): accuracy in per cent; {'; '.join(parts)}"
+
+
+def images_of(cell: str, measured: list[dict], made: dict) -> tuple:
+    """What rows must have in common to be compared: test images; of other people's numbers the
+    folder, DATASET-STUDENT/METHOD/SOURCE."""
+    if "source" in measured[0]:
+        return (cell.rpartition("/")[0].rpartition("/")[0],)
+    return test_images_of(made.get(cell, {}))
 
 
 def masking_warnings(folders: dict, results: dict, folder: str) -> list[str]:
@@ -626,7 +660,8 @@ def run_tables(folder: str) -> None:
     latex_tables = []
     for which, lines in made_tables.items():
         bold = "Best in bold, among rows of equal n, eps, images and, for worst, attacks"
-        images = [test_images_of(made.get(cell, {})) for cell in shown_in(shown[which], which)]
+        rows_shown = shown_in(shown[which], which)
+        images = [images_of(cell, found, made) for cell, found in rows_shown.items()]
         label = label_of(folder, which)
         shown_best = best_in_bold(lines, images)
         latex_tables.append(latex_table(shown_best, f"{about[which]}. {bold}.", label))

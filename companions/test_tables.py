@@ -667,6 +667,9 @@ def test_names_are_all_different_and_say_what_differs(tmp_path):
         ("T2/plain", "T2/plain"),
         ("size/16/mtard/longer", "size/16: MTARD, longer"),
         ("mine/infoard", "mine + InfoARD"),
+        ("x/adr+average/ADR-paper", "x: ADR + averaged weights, ADR-paper"),
+        ("rslad+igdm/plain", "RSLAD + IGDM"),
+        ("mine+igdm/x", "mine+igdm/x"),
     ],
 )
 def test_a_cell_is_called_as_in_a_paper(cell, name):
@@ -679,6 +682,34 @@ def result_at(eps: float, n: int = 50, **columns: float) -> dict:
     attack.update(start="uniform", loss="cross-entropy")
     about = {"n": n, "of": 2000, "eps": eps, "attacks": {"pgd_sat": attack}, "worst_class_n": 5}
     return {**columns, "n": n, "warnings": [], "about": about}
+
+
+def test_numbers_of_others_say_whose_they_are(tmp_path, capsys):
+    """Source, teacher, its own deviation, what is second hand; bold within a data set alone."""
+    write_results(tmp_path, {"at/plain/s0": 20.0, "at/plain/s1": 21.0})
+    source = {"source": "A & B, 2026", "n": 10_000, "teacher": "none"}
+    more = {"teacher": "WRN_1", "sd": {"aa": 0.2}, "second_hand": ["clean"]}
+    rows = {
+        "published/c10-r18/adr+average/P": {"aa": 50.0, **source},
+        "published/c10-r18/saad/P": {"aa": 49.0, "clean": 80.0, **source, **more},
+        "published/c100-r18/rslad+igdm/P": {"aa": 29.0, **source},
+        "published/c100-r18/at/P": {"aa": 28.0, **source},
+    }
+    for name, row in rows.items():
+        I.save(tmp_path / name / "results.json", {"best": row})
+    tables.run_tables(str(tmp_path))
+    text = (tmp_path / "tables.md").read_text()
+    best = rows_of(text.split("\n\n")[0])
+    columns = "clean aa worst n seeds teacher source"
+    assert best["best (%)"] == columns.split()
+    assert best["AT"][-3:] == ["2", "-", "-"]
+    saad = ["80.00", "49.00 ± 0.20", "-", "10000", "-", "WRN_1"]
+    assert best["published/c10-r18: SAAD, P"] == [*saad, "A & B, 2026 (second hand: clean)"]
+    assert best["published/c10-r18: ADR + averaged weights, P"][-2:] == ["none", "A & B, 2026"]
+    assert "± of a row with a source: the standard deviation over seeds that it reports" in text
+    latex = (tmp_path / "tables.tex").read_text()
+    assert r"\textbf{50.00}" in latex and r"\textbf{29.00}" in latex
+    assert latex.count("textbf") == 2 and r"WRN\_1 & A \& B, 2026" in latex
 
 
 def test_only_rows_of_equal_n_and_eps_are_compared(tmp_path, capsys):
