@@ -832,6 +832,19 @@ def other_teachers(results: dict, made: dict) -> list[str]:
     return [f"warning: {', '.join(cells)} learned from {what}" for what, cells in told.items()]
 
 
+def of_rounding(tables: list[list[list[str]]]) -> list[str]:
+    """A line if gains are of numbers of images of which two decimals are not exact."""
+    counts = set()
+    for header, *rows in tables:
+        for row in rows:
+            counts.update(row[header.index("n")].split("/"))
+    rounded = sorted((n for n in counts if 10_000 % int(n) != 0), key=int)
+    if not rounded:
+        return []
+    told = "accuracies are kept with two decimals, so gains may be off by 0.01"
+    return [f"n = {', '.join(rounded)}: {told}"]
+
+
 def different_hashes(a: dict, b: dict, name: str) -> bool:
     """Whether two settings hold fingerprints of files, not their paths, and these differ."""
     found = [a.get(name), b.get(name)]
@@ -923,6 +936,7 @@ def run_compare(folder: str) -> None:
         *pairs_in_words(results, made),
         *mixed_seeds(made),
         *other_teachers(results, made),
+        *of_rounding(list(tables.values())),
     ]
     text = "\n\n".join([*map(markdown, tables.values()), "\n".join(about)])
     show(text)

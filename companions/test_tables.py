@@ -785,6 +785,9 @@ def test_differences_of_kept_numbers_are_off_by_a_hundredth_at_most(n, shares):
     kept = [{"n": n, "clean": round(value, 2)} for value in exact]
     found = [tables.subtracted(kept[0], kept[1]), tables.subtracted(kept[2], kept[3])]
     mean = statistics.mean(difference["clean"] for difference in found)
+    header = ["gain", "n"]
+    told = tables.of_rounding([[header, ["a", f"500/{n}"]], [header, ["b", "1000"]]])
+    assert bool(told) == (10_000 % n != 0) and all(f"n = {n}: " in line for line in told)
     error = abs(mean - (exact[0] - exact[1] + exact[2] - exact[3]) / 2)
     assert error <= (1e-9 if 10_000 % n == 0 else 0.01 + 1e-9)
 
