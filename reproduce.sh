@@ -6,7 +6,9 @@
 #                                   (MID); killed, it goes on
 #                                   SCALE: smoke (minutes), cpu (two cores, hours), gpu (one
 #                                   GPU), paper (published settings); more options go to every run
-# bash reproduce.sh cells SCALE     the same runs as lines of options, to choose from
+# bash reproduce.sh cells SCALE     the same runs as lines of options, to choose from; so are those
+#                                   of `cells evidence [PART]` and `cells lite`; --dry-run in any of
+#                                   these says how many and how long, and begins none
 # bash reproduce.sh evidence        set up, then the runs of results/evidence: every framework, parts and
 #                                   controls, teachers; two cores, six hours; `evidence first`:
 #                                   the longer runs of its first part; `evidence distance`: radii by
@@ -38,13 +40,17 @@ cells() {  # needs no environment: the standard library alone
     "${PYTHON:-python3}" -m companions.recipes cells "$@"
 }
 
+case " $* " in  # which needs no environment either
+    " tables"*" --dry-run "* | " evidence"*" --dry-run "* | " lite"*" --dry-run "*)
+        exec "${PYTHON:-python3}" -m companions.recipes "$@" ;;
+esac
 case "${1:-}" in
     demo) setup; shift; demo "$@" ;;
     test) setup; shift; exec $PY -m pytest -q -n 2 "$@" ;;
     cells) shift; cells "$@" ;;
     tables) cells "${2:-}" > /dev/null; setup; exec $PY -m companions.recipes "$@" ;;
-    evidence) setup; exec $PY -m companions.recipes "$@" ;;
+    evidence) cells "${@:1:2}" > /dev/null; setup; exec $PY -m companions.recipes "$@" ;;
     lite) setup; exec $PY -m companions.recipes "$@" ;;
     gpu) setup; exec $PY infoard.py "$@" ;;
-    *) sed -n '2,19s/^# //p' "$0"; exit 2 ;;
+    *) sed -n '2,21s/^# //p' "$0"; exit 2 ;;
 esac

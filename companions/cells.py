@@ -53,8 +53,35 @@ def finished(folder: str | Path) -> dict[str, dict[str, Path]]:
         cell, seed = cell_and_seed(file.parent, Path(folder))
         cells.setdefault(cell, {})[seed] = file.parent
     told = f"no finished runs (results.json) and no evaluations (eval.json) below {folder}"
+    if not cells:
+        told = "; ".join([told, *left_out(folder)])
     I.require(cells, told)
     return cells
+
+
+def unfinished(folder: str | Path) -> list[str]:
+    """Where runs below a folder lie that have begun (config.json) and have nothing to show yet."""
+    places = []
+    for file in sorted(Path(folder).rglob("config.json")):
+        run = file.parent
+        measured = (run / "results.json").exists() or (run / "eval.json").exists()
+        if not measured and settings_of(run):
+            places.append(place_of(run, Path(folder)))
+    return places
+
+
+def left_out(folder: str | Path) -> list[str]:
+    """A line that counts and names the unfinished runs below a folder, if there are any."""
+    places = unfinished(folder)
+    if not places:
+        return []
+    return [f"not finished and left out (no results.json), {len(places)}: {some_names(places)}"]
+
+
+def some_names(names: list[str]) -> str:
+    """The first three of some names."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def read_json(file: Path) -> dict:
@@ -138,8 +165,18 @@ FRAMEWORKS = {  # as papers call them
     "namid": "NAMID",
     "namid_trades": "NAMID on TRADES",
     "mid": "MID",
+    "saad_c": "SAAD-C",
     "natural": "undefended",
 }
+
+
+def name_of_framework(text: str) -> str:
+    """One as papers call it, with what is added: rslad+igdm is RSLAD + IGDM; else as it is."""
+    name, *added = text.split("+")
+    if name not in FRAMEWORKS:
+        return text
+    names = {**FRAMEWORKS, "average": "averaged weights"}
+    return " + ".join(names.get(part, part) for part in [name, *added])
 
 
 def name_of_cell(cell: str) -> str:
@@ -151,7 +188,7 @@ def name_of_cell(cell: str) -> str:
     *above, last = cell.split("/")
     last, _, count = last.partition(" (")
     base = above.pop() if above else ""
-    name = FRAMEWORKS.get(base, base)
+    name = name_of_framework(base)
     if base == "*":
         name = f"mean of {count.rstrip(')')}"
     if last == "infoard":

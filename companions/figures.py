@@ -65,7 +65,7 @@ def name_of_run(folder: Path) -> str:
 def draw(folder: str | Path, **figures: Callable) -> None:
     """Each function of a figure as name.png and name.pdf in the folder; by the first rank alone.
 
-    A figure is titled by the run, or the runs, that the folder belongs to.
+    A figure without a title gets that of the run, or the runs, that the folder belongs to.
     """
     if I.world()[0] != 0:
         return
@@ -77,7 +77,8 @@ def draw(folder: str | Path, **figures: Callable) -> None:
         with matplotlib.rc_context(STYLE):
             figure = matplotlib.figure.Figure(layout="constrained")
             fill(figure)
-            figure.suptitle(name_of_run(folder.absolute().parent))
+            if not figure.get_suptitle():
+                figure.suptitle(name_of_run(folder.absolute().parent))
             figure.savefig(folder / f"{name}.png")
             figure.savefig(folder / f"{name}.pdf")
     print(f"in {folder}: {', '.join(figures)}, as png and pdf")
@@ -179,13 +180,18 @@ def figure_sheet(
 
 
 def figure_gains(
-    figure, rows: dict[str, dict[str, tuple[float, float]]], what: str = "the last epoch"
+    figure,
+    rows: dict[str, dict[str, tuple[float, float]]],
+    title: str = "gain on plain",
+    about: str = "",
 ) -> None:
     """What each row gains on plain, with 95% intervals over seeds.
 
-    rows: {name: what tables.gains says of a cell}; what: which checkpoint is shown.
+    rows: {name: what tables.gains says of a cell}; about: how it was measured, in words.
     """
-    figure.set_size_inches(6.5, 0.9 + 0.19 * len(rows))
+    about = textwrap.fill(about, 150)
+    figure.set_size_inches(6.5, 0.9 + 0.19 * len(rows) + 0.1 * about.count("\n"))
+    figure.suptitle(title)
     places = -np.arange(len(rows))
     panels = figure.subplots(1, 2, sharey=True)
     for panel, name in zip(panels, ("worst", "clean"), strict=True):
@@ -201,14 +207,7 @@ def figure_gains(
         panel.set_ylim(places[-1] - 0.6, 0.6)
         shown = {"worst": "robust", "clean": "clean"}
         panel.set_xlabel(f"gain in {shown[name]} accuracy (points)")
-    bars = "; bars: 95% intervals over seeds" if any_interval(rows) else "; one seed: no intervals"
-    told = f"gain on the plain run of the same seed ({what}){bars}"
-    figure.supxlabel(f"{told}; robust: right under every attack", fontsize=6)
-
-
-def any_interval(rows: dict[str, dict[str, tuple[float, float]]]) -> bool:
-    """Whether any gain is of more than one seed."""
-    return any(not math.isnan(half) for row in rows.values() for _, half in row.values())
+    figure.supxlabel(about, fontsize=6, x=0.01, ha="left")
 
 
 def apart(places: list[float], gap: float) -> list[float]:
@@ -368,9 +367,45 @@ def caption_of_sheet(judge: str, eps: float) -> str:
 
 
 def run_figures(folder: str | Path) -> None:
-    """Draw a finished run as PNG and PDF, from its log, results and sheet alone."""
+    """Draws finished runs as PNG and PDF, from their logs, results and sheets alone.
+
+    The run that a folder holds, or each of those below it. What they gain on each other is drawn by
+    `compare`.
+    """
     out = Path(folder)
-    I.require((out / "results.json").exists(), f"{out} holds no finished run (no results.json)")
+    runs = [out]
+    if not is_drawable(out):
+        runs = drawable_below(out)
+    for run in runs:
+        draw_run(run)
+    if runs != [out]:
+        for line in cells.left_out(out):
+            tables.show(line)
+        tables.show(f"what they gain on each other: compare {out}")
+
+
+def is_drawable(run: Path) -> bool:
+    """Whether a folder holds what a run's pictures are made of."""
+    return (run / "results.json").exists() and (run / "log.jsonl").exists()
+
+
+def drawable_below(out: Path) -> list[Path]:
+    """The runs below a folder that can be drawn; one line if there are none."""
+    told = f"{out} holds no finished run (no results.json)"
+    if (out / "results.json").exists():
+        told = f"{out} has no log.jsonl, so there is nothing to draw its curves from"
+    found = sorted({file.parent for file in out.rglob("results.json")})
+    runs = [run for run in found if is_drawable(run)]
+    if not found:
+        told = "; ".join([f"{told}, nor does a folder below it", *cells.left_out(out)])
+    elif not runs and found != [out]:
+        told = f"{told}; those below it, {len(found)}, have no log.jsonl to draw curves from"
+    I.require(runs, told)
+    return runs
+
+
+def draw_run(out: Path) -> None:
+    """The pictures of one run."""
     lines = (out / "log.jsonl").read_text().splitlines()
     log = [json.loads(line) for line in lines]
     results = cells.read_json(out / "results.json")
@@ -512,7 +547,7 @@ def run_attention(folder: str, **given) -> None:
         texts = [tables.spread([means[name] for means in found]) for name in names]
         lines.append([names_of_rows[cell], *texts, str(len(found))])
     header = ["cosine", *names, "seeds"]
-    text = tables.markdown([header, *lines])
+    text = "\n\n".join([tables.markdown([header, *lines]), *cells.left_out(folder)])
     tables.show(text)
     tables.keep(Path(folder), {"attention.md": f"{text}\n"})
 

@@ -1,6 +1,7 @@
 """The experiments as rows of data, and the runner that works through them.
 
     python -m companions.recipes cells SCALE [options]        the runs of tables, one a line
+    python -m companions.recipes cells evidence [PART]        those of evidence, cells lite of lite
     python -m companions.recipes tables SCALE [options]       frameworks, ablation, NAMID, MID
     python -m companions.recipes evidence [first] [options]   the runs of results/evidence
     python -m companions.recipes evidence gpu [options]       the same question with ResNet-18
@@ -8,7 +9,8 @@
     python -m companions.recipes evidence plugins [options]   InfoARD beside IGDM, SAAD, averages
     python -m companions.recipes lite [options]               accuracy against time
 
-From the repository root. SCALE is smoke, cpu, gpu or paper; further options go to every run. A row
+From the repository root. SCALE is smoke, cpu, gpu or paper; further options go to every run.
+--dry-run says how many runs there are and how long they take, prints them, and begins none. A row
 is (name, options): `table_runs`, `evidence_runs`, `first_runs` and `lite_runs` make runs of rows,
 and `Runner` works through them. Killed and called again, it goes on.
 
@@ -214,10 +216,10 @@ T2 = [  # parts of InfoARD and their controls, on RSLAD
     ("mim", "--asa off --w-att 0.05"),
 ]
 
-T4 = [  # NAMID on AT and on TRADES
+T4 = [  # NAMID on AT and on TRADES; papers_form: the estimators and the alpha of its paper
     ("at/namid", "--framework namid"),
     ("at/eq5", "--framework namid --mi-train difference"),  # estimators as the paper trains them
-    ("at/paper", "--framework namid --mi-train difference --alpha 5 --mi-ramp 0"),  # and its alpha
+    ("at/papers_form", "--framework namid --mi-train difference --alpha 5 --mi-ramp 0"),
     ("trades/namid", "--framework namid_trades"),
 ]
 
@@ -225,7 +227,7 @@ T5 = [  # MID: known attacks (mifgsm, pgd_l2, pgd_t, pgd_sat) and others, white-
     ("undefended", "--framework natural"),
     ("plain", "--framework at --no-infoard"),
     ("mid", "--framework mid --figures"),
-    ("published", "--framework mid_transfer"),
+    ("mid_transfer", "--framework mid_transfer"),
 ]
 
 SHARED_STAGES = {  # of seed 0; what these make is taken by all seeds
@@ -716,9 +718,42 @@ def cost(runs: Sequence[Run], folder: str) -> dict[str, float | None]:
     return found
 
 
-def print_cost(costs: dict[str, float | None]) -> None:
+def kept_seconds(run: Run) -> float | None:
+    """What training took in the kept runs of the same cell, in the mean; None if none says so."""
+    cell = Path("results", Path(run.out).relative_to("runs")).parent
+    found = []
+    for log in sorted(cell.glob("s*/log.jsonl")):
+        last = json.loads(log.read_text().splitlines()[-1])
+        if "seconds" in last:
+            found.append(last["seconds"])
+    return sum(found) / len(found) if found else None
+
+
+def kept_cost(runs: Sequence[Run], folder: str, workers: int) -> dict[str, float | None]:
+    """{group: hours of training, so many at once, as long as the kept runs took}.
+
+    A group is a folder in this one; a cell that was not kept counts as the mean of its group.
+    """
+    groups: dict[str, list[float | None]] = {}
+    for run in runs:
+        group = run.out.removeprefix(f"{folder}/").split("/")[0]
+        groups.setdefault(group, []).append(kept_seconds(run))
+    costs: dict[str, float | None] = {}
+    for group, seconds in groups.items():
+        known = [value for value in seconds if value is not None]
+        costs[group] = None
+        if known:
+            costs[group] = sum(known) / len(known) * len(seconds) / workers / 3600
+    return costs
+
+
+ON_H100 = "on one H100, reckoned from its measured steps"
+ON_CORES = "of training on two cores, by the logs kept in results; evaluation comes on top"
+
+
+def print_cost(costs: dict[str, float | None], how: str = ON_H100) -> None:
     """A line for each table, before anything is begun."""
-    print("about so many hours on one H100, reckoned from its measured steps:")
+    print(f"about so many hours {how}:")
     for table, own in costs.items():
         print(f"  {table}: {'not measured' if own is None else f'{own:.1f}'}")
 
@@ -902,13 +937,40 @@ class Runner:
 # ==== 7. Experiments ==============================================================================
 
 
+PARTS = {  # of evidence, and their runs
+    "first": first_runs,
+    "gpu": gpu_evidence_runs,
+    "distance": distance_runs,
+    "plugins": plugin_runs,
+}
+
+
+def say_cost(experiment: str, runs: list[Run]) -> None:
+    """How many runs an experiment has and, as far as it was measured, how long they take."""
+    print(f"{experiment}: {len(runs)} runs")
+    folder = EVIDENCE
+    if experiment == "tables gpu":
+        costs = {"teachers": teachers_hours(runs)}
+        print_cost(costs | cost(runs, tables_folder("gpu", SCALES["gpu"].blocks[0])))
+        return
+    if experiment == "evidence gpu":
+        print_cost(cost(runs, GPU_EVIDENCE))
+        return
+    if experiment in ("evidence distance", "evidence plugins"):
+        folder = f"{EVIDENCE}/{experiment.split()[1]}"
+    costs = kept_cost(runs, folder, workers=2)
+    if not any(costs.values()):
+        print("how long they take was not measured")
+        return
+    print_cost(costs, ON_CORES)
+    print(f"  together: {sum(filter(None, costs.values())):.1f}", flush=True)
+
+
 def run_tables(runner: Runner, scale_name: str, extra: list[str]) -> None:
     """The runs, the cells that tables have in common, numbers published by others, the tables."""
     scale = SCALES[scale_name]
     runs = table_runs(scale_name, extra)
-    if scale_name == "gpu":
-        costs = {"teachers": teachers_hours(runs)}
-        print_cost(costs | cost(runs, tables_folder(scale_name, scale.blocks[0])))
+    say_cost(f"tables {scale_name}", runs)
     runner.work(runs, scale.workers)
     for block in scale.blocks:
         folder = tables_folder(scale_name, block)
@@ -934,7 +996,9 @@ def look(runner: Runner, folder: Path, images: int, attacks: str) -> None:
 
 def run_evidence(runner: Runner, extra: list[str]) -> None:
     """Every framework, parts and controls, teachers; then a closer look and the comparisons."""
-    if not runner.work(evidence_runs(extra), workers=2):
+    runs = evidence_runs(extra)
+    say_cost("evidence", runs)
+    if not runner.work(runs, workers=2):
         return
     for source, target in COPIES:
         runner.copy(f"{EVIDENCE}/{source}", f"{EVIDENCE}/{target}")
@@ -947,7 +1011,9 @@ def run_evidence(runner: Runner, extra: list[str]) -> None:
 
 def run_first(runner: Runner, extra: list[str]) -> None:
     """The first part, its comparison, and where teacher and students look."""
-    if not runner.work(first_runs(extra), workers=2):
+    runs = first_runs(extra)
+    say_cost("evidence first", runs)
+    if not runner.work(runs, workers=2):
         return
     runner.call("compare", f"{EVIDENCE}/first")
     runner.call("attention", f"{EVIDENCE}/first", "--eval-subset", "2000")
@@ -956,7 +1022,7 @@ def run_first(runner: Runner, extra: list[str]) -> None:
 def run_gpu_evidence(runner: Runner, extra: list[str]) -> None:
     """The runs on one GPU and their comparisons."""
     runs = gpu_evidence_runs(extra)
-    print_cost(cost(runs, GPU_EVIDENCE))
+    say_cost("evidence gpu", runs)
     if runner.work(runs):
         for name in GPU_COMPARISONS:
             runner.call("compare", f"{GPU_EVIDENCE}/{name}")
@@ -964,6 +1030,7 @@ def run_gpu_evidence(runner: Runner, extra: list[str]) -> None:
 
 def run_protocol(runner: Runner, name: str, runs: list[Run]) -> None:
     """The runs, a closer look at each under APGD, and the comparisons."""
+    say_cost(f"evidence {name}", runs)
     if not runner.work(runs, workers=2):
         return
     for folder in sorted(Path(EVIDENCE, name).glob("*/*/s*")):
@@ -975,7 +1042,9 @@ def run_protocol(runner: Runner, name: str, runs: list[Run]) -> None:
 
 def run_lite(runner: Runner, extra: list[str]) -> None:
     """The runs, then what a step of each costs, alone on the machine, and the curve of both."""
-    if not runner.work(lite_runs(extra), workers=2):
+    runs = lite_runs(extra)
+    say_cost("lite", runs)
+    if not runner.work(runs, workers=2):
         return
     for name, options in STEPS:
         words = [*BENCH.split(), *options.split()]
@@ -986,31 +1055,61 @@ def run_lite(runner: Runner, extra: list[str]) -> None:
 # ==== 8. Command line =============================================================================
 
 
-def print_cells(scale_name: str, extra: list[str]) -> None:
-    """A line of options for each run of the tables."""
-    for run in table_runs(scale_name, extra):
+def planned(verb: str, words: list[str]) -> tuple[str, list[Run]]:
+    """(name, runs) of an experiment; its options go to every run."""
+    if verb == "tables":
+        return f"tables {words[0]}", table_runs(words[0], words[1:])
+    if verb == "lite":
+        return "lite", lite_runs(words)
+    if words[:1] and words[0] in PARTS:
+        return f"evidence {words[0]}", PARTS[words[0]](words[1:])
+    return "evidence", evidence_runs(words)
+
+
+def print_cells(runs: list[Run]) -> None:
+    """A line of options for each run."""
+    for run in runs:
         print(shlex.join(run.words))
+
+
+def mistake(verb: str, words: list[str]) -> str:
+    """What is wrong with a command, in a line; nothing if it names an experiment."""
+    first = words[0] if words else ""
+    if verb in ("cells", "tables") and first not in SCALES:
+        told = f"SCALE is smoke, cpu, gpu or paper, not '{first}'"
+        return f"{told}; cells also takes evidence and lite" if verb == "cells" else told
+    if verb == "evidence" and first and not first.startswith("-") and first not in PARTS:
+        return f"evidence has the parts {', '.join(PARTS)}, not '{first}'"
+    return ""
 
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
     verb = argv[0] if argv else ""
     words = argv[1:]
-    if verb in ("cells", "tables"):
-        scale_name = words[0] if words else ""
-        if scale_name not in SCALES:
-            print(f"SCALE is smoke, cpu, gpu or paper, not '{scale_name}'", file=sys.stderr)
-            return 2
-    if verb == "cells":
-        print_cells(scale_name, words[1:])
+    cells_only = verb == "cells"
+    if cells_only and words[:1] and words[0] in ("evidence", "lite"):
+        verb, *words = words
+    wrong = mistake(verb, words)
+    if wrong:
+        print(wrong, file=sys.stderr)
+        return 2
+    if cells_only:
+        print_cells(planned("tables" if verb == "cells" else verb, words)[1])
         return 0
     if not Path("infoard.py").exists():
         print("no infoard.py here: call this from the root of the repository", file=sys.stderr)
         return 2
 
+    if "--dry-run" in words and verb in ("tables", "evidence", "lite"):
+        name, runs = planned(verb, [word for word in words if word != "--dry-run"])
+        say_cost(name, runs)
+        print_cells(runs)
+        return 0
+
     with Runner() as runner:
         if verb == "tables":
-            run_tables(runner, scale_name, words[1:])
+            run_tables(runner, words[0], words[1:])
         elif verb == "evidence" and words[:1] == ["first"]:
             run_first(runner, words[1:])
         elif verb == "evidence" and words[:1] == ["gpu"]:
@@ -1030,6 +1129,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["cells"]:
+    if sys.argv[1:2] == ["cells"] or "--dry-run" in sys.argv:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cells paper | head` ends in silence
     raise SystemExit(main(sys.argv[1:]))

@@ -31,13 +31,18 @@ from companions import protocol
 from companions.cells import (
     finished,
     is_teacher,
+    left_out,
     mixed_seeds,
+    name_of_settings,
     names_of,
     partner_of,
     place_of,
     read,
     read_json,
     read_settings,
+    reads_teacher,
+    settings_of,
+    some_names,
     test_images_of,
     unlike,
     unread_by,
@@ -116,6 +121,8 @@ PROPER = {
     "eps": r"$\epsilon$",
     "n": "$n$",
     "seeds": "Seeds",
+    "teacher": "Teacher",
+    "source": "Source",
 }
 BOOKKEEPING = ("n", "epoch")  # numbers in a result that are no column
 
@@ -166,10 +173,12 @@ def markdown(lines: list[list[str]]) -> str:
 
 def escaped(text: str) -> str:
     """Text as LaTeX has it."""
-    return text.replace("%", r"\%").replace("_", r"\_").replace("±", r"$\pm$")
+    for sign in "%_&#":
+        text = text.replace(sign, rf"\{sign}")
+    return text.replace("±", r"$\pm$")
 
 
-BOOKTABS = r"% These tables need \usepackage{booktabs}."
+PACKAGES = r"% These tables need \usepackage{booktabs} and \usepackage{graphicx}."
 
 
 def latex(lines: list[list[str]]) -> str:
@@ -187,7 +196,10 @@ def proper_word(found: re.Match) -> str:
     words = {
         **PROPER,
         "clean": "clean",  # words of sentences
+        "gain": "gain",
         "seeds": "seeds",
+        "teacher": "teacher",
+        "source": "source",
         "apgd": "APGD-T",  # its two parts are told apart there
         "apgd-ce": "APGD-CE",
         "fab-t": "FAB-T",
@@ -231,7 +243,7 @@ def best_in_bold(lines: list[list[str]], images: list | None = None) -> list[lis
     """
     rows = [list(line) for line in lines]
     for place, name in enumerate(lines[0]):
-        if name in ("n", "eps", "seeds") or place == 0:
+        if name in ("n", "eps", "seeds", "teacher", "source") or place == 0:
             continue
         for group in compared_rows(lines, name, images):
             means = {row: mean_in(lines[row][place]) for row in group}
@@ -244,12 +256,35 @@ def best_in_bold(lines: list[list[str]], images: list | None = None) -> list[lis
     return rows
 
 
-def latex_table(lines: list[list[str]], caption: str, images: list | None = None) -> str:
-    """A whole table environment: caption, best in bold among rows of the same images."""
+def without_zero_in_bold(lines: list[list[str]]) -> list[list[str]]:
+    """A table of gains with those in bold whose interval, mean ± half, leaves zero out."""
+    rows = []
+    for line in lines:
+        cells = []
+        for cell in line:
+            mean, interval, half = cell.partition(" ± ")
+            shown = interval and abs(float(mean)) > float(half)
+            cells.append(rf"\textbf{{{cell}}}" if shown else cell)
+        rows.append(cells)
+    return rows
+
+
+def label_of(folder: str | Path, *words: str) -> str:
+    """What a table of a folder is called in LaTeX: tab:cpu-best."""
+    name = "-".join([Path(folder).resolve().name, *words])
+    return "tab:" + re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+
+
+NO_WIDER = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+
+
+def latex_table(lines: list[list[str]], caption: str, label: str) -> str:
+    """A whole table environment with caption and label, made smaller if it is wider than a line."""
     about = re.sub(r"[A-Za-z0-9_-]+", proper_word, caption)
     about = about.replace("%", r"\%").replace("±", r"$\pm$")
-    parts = [r"\begin{table}", r"\centering", rf"\caption{{{about}}}"]
-    return "\n".join([*parts, latex(best_in_bold(lines, images)), r"\end{table}"])
+    head = [r"\begin{table}", r"\centering", rf"\caption{{{about}}}", rf"\label{{{label}}}"]
+    head += [r"\small", r"\setlength{\tabcolsep}{4pt}", NO_WIDER]
+    return "\n".join([*head, f"{latex(lines)}}}", r"\end{table}"])
 
 
 def spread(values: list[float | None]) -> str:
@@ -292,7 +327,9 @@ def comparable(a: dict, b: dict) -> bool:
 def subtracted(result: dict, base: dict) -> dict[str, float]:
     """n, and in points what a result has more than a base in each number that both have.
 
-    `worst` and `worst_class` count only if both are the worst of the same attacks.
+    `worst` and `worst_class` count only if both are the worst of the same attacks. Results are kept
+    with two decimals, which is exact if n divides 10,000 (500, 1,000, 10,000 images); else a
+    difference, and so a mean of differences, is off by at most 0.01 points.
     """
     mine = numbers(result)
     theirs = numbers(base)
@@ -348,26 +385,44 @@ def signed(mean: float, half: float) -> str:
 def table_row(results: list[dict], columns: list[str], gains: list[dict]) -> dict[str, str]:
     """{column: text} of one cell, from the results of its seeds and what they gain."""
     row = {name: spread([result.get(name) for result in results]) for name in columns}
+    if len(results) == 1:
+        for name, deviation in results[0].get("sd", {}).items():
+            row[name] = f"{results[0][name]:.2f} ± {deviation:.2f}"
+    for name in ("teacher", "source"):
+        row[name] = "; ".join(dict.fromkeys(of_others(result, name) for result in results))
     gained = [gain["worst"] for gain in gains if "worst" in gain]
     row["gain"] = signed(*mean_interval(gained)) if gained else "-"
     row["n"] = sizes(results)
     row["seeds"] = str(len(results))
+    if "source" in results[0]:
+        row["seeds"] = "-"  # those of other people are not counted here
     return row
+
+
+def of_others(result: dict, name: str) -> str:
+    """The teacher or the source that a result of other people names."""
+    if "source" not in result:
+        return "-"
+    text = result.get(name, "-")
+    if name == "source" and result.get("second_hand"):
+        text += f" (second hand: {', '.join(result['second_hand'])})"
+    return text
 
 
 def says_something(column: str, texts: list[str]) -> bool:
     """Whether a column is worth its place in a table."""
     if column == "eps":
         return len(set(texts)) > 1
-    nothing = "1" if column == "seeds" else "-"
-    return any(text != nothing for text in texts)
+    nothing = ("1", "-") if column == "seeds" else ("-",)
+    return any(text not in nothing for text in texts)
 
 
 def table(results: dict, which: str = "best", made: dict | None = None) -> list[list[str]]:
     """A header and a line for each cell of {cell: {seed: {which: result}}}.
 
     The gain is that of `worst` on the plain run of the same seed. Columns that say nothing are left
-    out, and eps where all rows have the same. made: settings of the runs.
+    out, and eps where all rows have the same; results of other people have their teacher and their
+    source last. made: settings of the runs.
     """
     made = made or {}
     shown = shown_in(results, which)
@@ -381,7 +436,7 @@ def table(results: dict, which: str = "best", made: dict | None = None) -> list[
         rows[cell]["eps"] = radii[cell]
 
     used = []
-    for column in [*columns, "gain", "n", "eps", "seeds"]:
+    for column in [*columns, "gain", "n", "eps", "seeds", "teacher", "source"]:
         if says_something(column, [row[column] for row in rows.values()]):
             used.append(column)
     names = names_of(list(rows), made)
@@ -418,12 +473,6 @@ def radii_in_words(shown: dict[str, list[dict]], made: dict) -> dict[str, str]:
                 texts.append(text if norm == "linf" else f"L2 {text}")
         found[cell] = ", ".join(dict.fromkeys(texts)) or "-"
     return found
-
-
-def some_names(names: list[str]) -> str:
-    """The first three of some names."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def protocols_of(shown: dict[str, list[dict]]) -> list[str]:
@@ -497,20 +546,26 @@ def images_in_words(every: list[dict]) -> str:
     return text
 
 
+def under_what(shown: dict[str, list[dict]], names: dict[str, str], made: dict) -> list[str]:
+    """Of how many images {cell: results of its seeds} are, and under which attacks and radii."""
+    parts = [images_in_words([result for measured in shown.values() for result in measured])]
+    attacks = protocols_of({names[cell]: measured for cell, measured in shown.items()})
+    if attacks:
+        return parts + attacks
+    known = sorted({*radii_in_words(shown, made).values()} - {"-"})
+    return [*parts, f"L-infinity eps {', '.join(known) or 'not kept'}"]
+
+
 def measured_how(which: str, results: dict, made: dict) -> str:
     """n, eps, what the attacks do and what ± is, of the table of one kind of result."""
     shown = shown_in(results, which)
     names = names_of(list(shown), made)
-    parts = [images_in_words([result for measured in shown.values() for result in measured])]
-    attacks = protocols_of({names[cell]: measured for cell, measured in shown.items()})
-    if attacks:
-        parts += attacks
-    else:
-        known = sorted({*radii_in_words(shown, made).values()} - {"-"})
-        parts.append(f"L-infinity eps {', '.join(known) or 'not kept'}")
+    parts = under_what(shown, names, made)
     if any(len(measured) > 1 for measured in shown.values()):
         told = "± is the standard deviation over seeds"
         parts.append(f"{told}, of a gain (worst less plain's) half its 95% interval")
+    if any("sd" in result for measured in shown.values() for result in measured):
+        parts.append("± of a row with a source: the standard deviation over seeds that it reports")
     others = []
     for cell, measured in shown.items():
         if "source" in measured[0] or cell.startswith("published/"):
@@ -521,6 +576,14 @@ def measured_how(which: str, results: dict, made: dict) -> str:
             parts.append(text)
     what = what_is_shown(which, results, made)
     return f"{which} ({what}): accuracy in per cent; {'; '.join(parts)}"
+
+
+def images_of(cell: str, measured: list[dict], made: dict) -> tuple:
+    """What rows must have in common to be compared: test images; of other people's numbers the
+    folder, DATASET-STUDENT/METHOD/SOURCE."""
+    if "source" in measured[0]:
+        return (cell.rpartition("/")[0].rpartition("/")[0],)
+    return test_images_of(made.get(cell, {}))
 
 
 def masking_warnings(folders: dict, results: dict, folder: str) -> list[str]:
@@ -566,8 +629,8 @@ def run_tables(folder: str) -> None:
     """Tables of the runs below a folder, over their seeds (CELL/s0, CELL/s1 or CELL-s0, CELL-s1).
 
     They are printed, and written into that folder as tables.md, tables.tex (LaTeX, which needs
-    booktabs) and tables.jsonl (all that was measured). A teacher that a run has trained has a table
-    of its own.
+    booktabs and graphicx) and tables.jsonl (all that was measured). A teacher that a run has
+    trained has a table of its own.
     """
     folders = finished(folder)
     results = read(folders)
@@ -587,19 +650,26 @@ def run_tables(folder: str) -> None:
     about = {which: measured_how(which, shown[which], made) for which in made_tables}
 
     parts = [markdown(lines) for lines in made_tables.values()]
-    remarks = [*mixed_seeds(made), *masking_warnings(folders, results, folder)]
+    remarks = [
+        *left_out(folder),
+        *mixed_seeds(made),
+        *masking_warnings(folders, results, folder),
+    ]
     parts.append("\n".join([*about.values(), *remarks]))
     rows = [json.dumps({"cell": cell, "seeds": runs}) for cell, runs in results.items()]
     latex_tables = []
     for which, lines in made_tables.items():
         bold = "Best in bold, among rows of equal n, eps, images and, for worst, attacks"
-        images = [test_images_of(made.get(cell, {})) for cell in shown_in(shown[which], which)]
-        latex_tables.append(latex_table(lines, f"{about[which]}. {bold}.", images))
+        rows_shown = shown_in(shown[which], which)
+        images = [images_of(cell, found, made) for cell, found in rows_shown.items()]
+        label = label_of(folder, which)
+        shown_best = best_in_bold(lines, images)
+        latex_tables.append(latex_table(shown_best, f"{about[which]}. {bold}.", label))
     text = "\n\n".join(parts)
     show(text)
     files = {
         "tables.md": f"{text}\n",
-        "tables.tex": "\n\n".join([BOOKTABS, *latex_tables]) + "\n",
+        "tables.tex": "\n\n".join([PACKAGES, *latex_tables]) + "\n",
         "tables.jsonl": "\n".join(rows) + "\n",
     }
     keep(Path(folder), files)
@@ -666,17 +736,33 @@ def gain_table(cells: dict[str, dict], title: str, made: dict | None = None) -> 
     return lines
 
 
-def compare_tables(results: dict, made: dict | None = None) -> list[list[list[str]]]:
-    """The gain on plain, then on uniform, of last, best and eval; without those seen before."""
-    tables = []
+def compare_tables(
+    results: dict, made: dict | None = None
+) -> dict[tuple[str, str], list[list[str]]]:
+    """{(which, to): table}: the gain on plain, then on uniform, of last, best and eval; without
+    those seen before."""
+    tables = {}
     for to in ("plain", "uniform"):
         for which in ("last", "best", "eval"):
             cells = differences(results, which, to, made)
             lines = gain_table(cells, f"gain of {which} on {to} (points)", made)
-            seen = [shown[1:] for shown in tables]  # best is not shown where it is the last
+            seen = [shown[1:] for shown in tables.values()]  # best is not shown where it is last
             if cells and lines[1:] not in seen:
-                tables.append(lines)
+                tables[which, to] = lines
     return tables
+
+
+def gained_how(which: str, to: str, results: dict, made: dict) -> str:
+    """n, eps and what ± is, of a table of gains, for the caption of its LaTeX."""
+    cells = [cell for cell in differences(results, which, to, made) if cell in results]
+    shown = {cell: shown_in(results, which)[cell] for cell in cells}
+    on = {"plain": "the plain run", "uniform": "the run of one radius for all images"}[to]
+    about = f"{which} ({what_is_shown(which, results, made)}): gain on {on} of the same seed"
+    parts = under_what(shown, names_of(cells, made), made)
+    return (
+        f"{about}, in points of accuracy; {'; '.join(parts)}; ± is half a 95% interval of the mean "
+        "over seeds (Student's t), in bold where it leaves zero out."
+    )
 
 
 PAIRS = (
@@ -723,13 +809,116 @@ def pairs_in_words(results: dict, made: dict) -> list[str]:
     return list(lines)
 
 
+def other_teachers(results: dict, made: dict) -> list[str]:
+    """Lines that name the cells which learned from another teacher, or on other data, than their
+    partners, as far as the hashes in their config.json tell."""
+    told = {}
+    for to in ("plain", "uniform"):
+        for cell, runs in results.items():
+            for seed in runs:
+                partner = partner_of(cell, seed, to, results, made)
+                if partner is None:
+                    continue
+                mine = made.get(cell, {}).get(seed, {})
+                theirs = made.get(partner[0], {}).get(partner[1], {})
+                what = []
+                if reads_teacher(theirs) and different_hashes(mine, theirs, "teacher"):
+                    hashes = f"sha256 {mine['teacher'][:8]} and {theirs['teacher'][:8]}"
+                    what.append(f"another teacher file than {partner[0]} ({hashes})")
+                if different_hashes(mine, theirs, "data"):
+                    what.append(f"other data than {partner[0]}")
+                for one in what:
+                    told.setdefault(one, {})[cell] = True
+    return [f"warning: {', '.join(cells)} learned from {what}" for what, cells in told.items()]
+
+
+def of_rounding(tables: list[list[list[str]]]) -> list[str]:
+    """A line if gains are of numbers of images of which two decimals are not exact."""
+    counts = set()
+    for header, *rows in tables:
+        for row in rows:
+            counts.update(row[header.index("n")].split("/"))
+    rounded = sorted((n for n in counts if 10_000 % int(n) != 0), key=int)
+    if not rounded:
+        return []
+    told = "accuracies are kept with two decimals, so gains may be off by 0.01"
+    return [f"n = {', '.join(rounded)}: {told}"]
+
+
+def different_hashes(a: dict, b: dict, name: str) -> bool:
+    """Whether two settings hold fingerprints of files, not their paths, and these differ."""
+    found = [a.get(name), b.get(name)]
+    hashed = all(isinstance(one, dict) or re.fullmatch("[0-9a-f]{64}", one or "") for one in found)
+    return hashed and found[0] != found[1]
+
+
+def on_which_bases(results: dict, made: dict) -> str:
+    """On what runs gain, for the title of a picture: gain on plain AdaAD."""
+    bases = {}
+    for cell, runs in results.items():
+        for seed in runs:
+            partner = partner_of(cell, seed, "plain", results, made)
+            settings = made.get(partner[0], {}).get(partner[1]) if partner else None
+            if settings:
+                bases[name_of_settings(settings)] = True
+    if not bases:
+        return "gain on the plain runs"
+    return f"gain on plain {some_names(list(bases))}"
+
+
+def teachers_in_words(folders: list[Path]) -> str:
+    """The teachers that config.json names in some runs, by the ends of their paths."""
+    names = {}
+    for folder in folders:
+        settings = settings_of(folder)
+        if not settings or not reads_teacher(settings) and not settings["infoard"]:
+            continue
+        given = read_json(folder / "config.json")["settings"].get("teacher")
+        names["/".join(Path(given).parts[-3:]) if given else "trained for the runs"] = True
+    return some_names(list(names)) or "not kept"
+
+
+def attacks_in_words(measured: list[dict]) -> str:
+    """Under what an image must be right to count as robust in some results."""
+    used = [[name for name in numbers(result) if in_ball(name)] for result in measured]
+    names = {}
+    for attacks in used:
+        names.update(dict.fromkeys(attacks))
+    text = ", ".join(PROPER.get(name, name) for name in names) or "every attack"
+    alike = all(set(attacks) == set(names) for attacks in used)
+    return text if alike else f"those of {text} that a row was put to"
+
+
+def picture_in_words(which: str, folders: dict, results: dict, made: dict) -> str:
+    """What the picture of gains shows: checkpoint, seeds, attacks, radius, images, teachers."""
+    pairs = paired(results, which, "plain", made)
+    shown, measured, runs = {}, [], []
+    for cell, seeds in pairs.items():
+        shown[cell] = [results[cell][seed][which] for seed in seeds]
+        measured += shown[cell]
+        runs += [folders[cell][seed] for seed in seeds]
+
+    counts = sorted({len(seeds) for seeds in pairs.values()})
+    bars = "one seed, no intervals"
+    if counts[-1] > 1:
+        ends = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+        bars = f"bars: 95% intervals over {ends} seeds"
+    radii = sorted({*radii_in_words(shown, made).values()} - {"-"})
+    return (
+        f"Gain on the plain run of the same seed ({what_is_shown(which, results, made)}); {bars}. "
+        f"Robust: right under {attacks_in_words(measured)}; eps {', '.join(radii) or 'not kept'}; "
+        f"on {sizes(measured)} test images. Teacher: {teachers_in_words(runs)}."
+    )
+
+
 def run_compare(folder: str) -> None:
     """What runs below a folder gain on their plain partners, and on those of uniform radii.
 
     Partners are runs that differ in --no-infoard (or --asa uniform) alone, wherever they lie, or
     cells named plain and uniform beside a cell: NAME/infoard/s0 and NAME/plain/s0. Differences are
     paired by seed, in points, with 95% intervals over seeds. They are printed, and written into
-    that folder as compare.md and figures/gains (png and pdf).
+    that folder as compare.md, compare.tex (LaTeX, which needs booktabs and graphicx) and
+    figures/gains (png and pdf).
     """
     from companions import figures
 
@@ -739,15 +928,31 @@ def run_compare(folder: str) -> None:
     tables = compare_tables(results, made)
     I.require(tables, why_unpaired(results, made, folder))
     about = ["± is half a 95% interval of the mean gain, over seeds (Student's t)"]
-    if not any("±" in cell for lines in tables for line in lines for cell in line):
+    cells = [cell for lines in tables.values() for line in lines for cell in line]
+    if not any("±" in cell for cell in cells):
         about = ["one seed for each: more of them (--seed 1, 2, ...) give 95% intervals"]
-    about += [*pairs_in_words(results, made), *mixed_seeds(made)]
-    text = "\n\n".join([*map(markdown, tables), "\n".join(about)])
+    about += [
+        *left_out(folder),
+        *pairs_in_words(results, made),
+        *mixed_seeds(made),
+        *other_teachers(results, made),
+        *of_rounding(list(tables.values())),
+    ]
+    text = "\n\n".join([*map(markdown, tables.values()), "\n".join(about)])
     show(text)
 
     kept = Path(folder, "compare.md")
     as_it_was = kept.exists() and kept.read_text() == f"{text}\n"
-    keep(Path(folder), {"compare.md": f"{text}\n"})
+    latex_tables = []
+    for (which, to), lines in tables.items():
+        caption = gained_how(which, to, results, made)
+        label = label_of(folder, "gain", which, to)
+        latex_tables.append(latex_table(without_zero_in_bold(lines), caption, label))
+    files = {
+        "compare.md": f"{text}\n",
+        "compare.tex": "\n\n".join([PACKAGES, *latex_tables]) + "\n",
+    }
+    keep(Path(folder), files)
     if as_it_was and Path(folder, "figures/gains.png").exists():
         return
     for which in ("last", "best", "eval"):
@@ -755,7 +960,9 @@ def run_compare(folder: str) -> None:
         if rows:
             names = names_of(list(rows), made)
             rows = {names[cell]: row for cell, row in rows.items()}
-            fill = partial(figures.figure_gains, rows=rows, what=WHICH[which])
+            title = f"{figures.name_of_run(Path(folder))}: {on_which_bases(results, made)}"
+            about = picture_in_words(which, folders, results, made)
+            fill = partial(figures.figure_gains, rows=rows, title=title, about=about)
             figures.draw(Path(folder, "figures"), gains=fill)
             break
 
@@ -802,7 +1009,7 @@ def run_curve(folder: str) -> None:
     lines = [["cell", "ms", "clean (%)", "worst (%)", "seeds"]]
     for ms, cell, clean, worst in rows:
         lines.append([cell, f"{ms:.0f}", spread(clean), spread(worst), str(len(clean))])
-    text = markdown(lines)
+    text = "\n\n".join([markdown(lines), *left_out(folder)])
     show(text)
     keep(Path(folder), {"curve.md": f"{text}\n"})
     figures.draw(Path(folder, "figures"), curve=partial(figures.figure_curve, rows=rows))

@@ -98,6 +98,16 @@ def test_each_figure_is_drawn_as_png_and_pdf(tmp_path, capsys):
     assert dict(matplotlib.rcParams) == before
 
 
+def test_a_figure_that_has_a_title_keeps_it(tmp_path):
+    def fill(figure):
+        plot_something(figure)
+        figure.suptitle("its own")
+
+    TITLES.clear()
+    figures.draw(tmp_path / "figures", one=fill)
+    assert set(TITLES) == {"its own"}
+
+
 @pytest.mark.parametrize(
     "folder, name",
     [("runs/shapes-s0", "shapes-s0"), ("runs/demo/infoard", "demo/infoard"), ("/a/b/c", "b/c")],
@@ -132,7 +142,9 @@ def test_gains_are_drawn_in_order_with_their_intervals():
         "RSLAD + InfoARD": {"worst": (1.0, 0.5), "clean": (-2.0, 0.25)},
         "b": {"clean": (3.0, 0.75)},  # of a cell with other attacks
     }
-    worst, clean = filled(figures.figure_gains, rows=rows).axes
+    figure = filled(figures.figure_gains, rows=rows, title="gain on plain RSLAD", about="3 seeds")
+    assert (figure.get_suptitle(), figure.get_supxlabel()) == ("gain on plain RSLAD", "3 seeds")
+    worst, clean = figure.axes
     assert [label.get_text() for label in worst.get_yticklabels()] == ["RSLAD + InfoARD", "b"]
     assert means_of(clean.containers[0]) == [(-2.0, 0.0), (3.0, -1.0)]  # a above b
     low, high = ends_of(clean.containers[0], axis=0)
@@ -400,6 +412,28 @@ def test_figures_need_a_finished_run(tmp_path, capsys):
     assert I.main(["figures", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "holds no finished run" in error and error.count("\n") == 1
+
+
+def test_figures_of_a_folder_are_those_of_the_runs_below_it(done, capsys):
+    top = done.parent
+    done.rename(top / "a")
+    shutil.copytree(top / "a", top / "b/s0", ignore=shutil.ignore_patterns("sheet.pt", "figures"))
+    shutil.copytree(top / "a", top / "c", ignore=shutil.ignore_patterns("log.jsonl"))
+    shutil.copytree(top / "a", top / "d", ignore=shutil.ignore_patterns("results.json"))
+    assert I.main(["figures", str(top)]) == 0
+    out = capsys.readouterr().out
+    assert f"in {top}/a/figures: curves, sheet" in out
+    assert f"in {top}/b/s0/figures: curves, as png" in out
+    assert "left out (no results.json), 1: d\n" in out and f"compare {top}" in out
+    assert out.count("as png and pdf") == 2
+
+
+def test_runs_without_a_log_are_one_line(done, capsys):
+    (done / "log.jsonl").unlink()
+    for folder in (done, done.parent):
+        assert I.main(["figures", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert "log.jsonl" in error and error.count("\n") == 1
 
 
 def test_accuracy_over_eps_is_of_the_radii_named(monkeypatch):

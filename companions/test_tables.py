@@ -374,6 +374,33 @@ def test_the_figure_shows_what_the_last_epoch_gains(tmp_path, monkeypatch):
     assert rows["asa"]["worst"][0] == 3.0  # best gains 2
 
 
+def test_the_figure_of_gains_says_what_it_shows(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(figures, "draw", lambda folder, **fill: told.append(fill))
+    shutil.copytree(RESULTS / "evidence/adaad", tmp_path / "adaad")
+    shutil.rmtree(tmp_path / "adaad/figures")
+    tables.run_compare(str(tmp_path / "adaad"))
+    shown = told[0]["gains"].keywords
+    assert shown["title"].endswith("/adaad: gain on plain AdaAD")
+    assert r"right under FGSM, PGD-20, CW$_\infty$; eps 8/255; on 10000 test" in shown["about"]
+    assert "(the last epoch); bars: 95% intervals over 3 seeds" in shown["about"]
+    assert "Teacher: evidence/teachers/strong.pt, strong/s77/last.pt." in shown["about"]
+
+
+def test_the_figure_of_gains_says_what_was_not_kept(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(figures, "draw", lambda folder, **fill: told.append(fill))
+    write_results(tmp_path, {"plain/s0": 20.0, "a/s0": 22.0, "b/s0": 22.0})
+    change_results(tmp_path / "plain/s0", cw=20.0, aa=19.0)
+    change_results(tmp_path / "a/s0", cw=20.0, aa=19.0)
+    change_results(tmp_path / "b/s0", cw=20.0)
+    tables.run_compare(str(tmp_path))
+    shown = told[0]["gains"].keywords
+    assert shown["title"].endswith(": gain on the plain runs")
+    assert "one seed, no intervals" in shown["about"] and "eps not kept" in shown["about"]
+    assert r"under those of CW$_\infty$, AutoAttack that a row" in shown["about"]
+
+
 def test_an_evaluation_alone_is_a_row(tmp_path):
     write_results(tmp_path, {"ours/s0": 20.0})
     attack = {"norm": "linf", "eps": 4 / 255, "steps": 30, "step_size": 1 / 255}
@@ -395,7 +422,8 @@ def test_papers_names_and_the_best_in_bold():
     lines = [["best (%)", "pgd_sat", "cw", "aa", "n"]]
     lines += [["a_1", "50.00 ± 1.00", "9.00", "-", "10"], ["b", "50.00 ± 2.00", "10.00", "7", "10"]]
     lines += [["c", "40.00", "3.00", "-", "10"]]
-    text = tables.latex_table(lines, "best: n = 10; ± is a deviation, 20 steps of eps/4")
+    lines = tables.best_in_bold(lines)
+    text = tables.latex_table(lines, "best: n = 10; ± is a deviation, 20 steps of eps/4", "tab:x")
     assert r"best (\%) & PGD-20 & CW$_\infty$ & AutoAttack & $n$ \\" in text
     assert r"a\_1 & \textbf{50.00 $\pm$ 1.00} & 9.00 & - & 10 \\" in text
     assert r"b & \textbf{50.00 $\pm$ 2.00} & \textbf{10.00} & 7 & 10 \\" in text
@@ -553,6 +581,34 @@ def test_other_data_or_images_are_no_pair(tmp_path):
         tables.run_compare(str(tmp_path))
 
 
+def hash_teachers(folder: Path, hashes: dict[str, str]) -> None:
+    """Runs whose config.json keeps the hash of their teacher."""
+    for name, digit in hashes.items():
+        settings = asdict(I.Config(teacher="t.pt", infoard=name != "plain").resolved())
+        config = {"settings": settings, "teacher_sha256": 64 * digit if digit else None}
+        I.save(folder / name / "s0/config.json", config)
+
+
+def test_a_partner_with_another_teacher_is_told(tmp_path, capsys):
+    write_results(tmp_path, {f"{name}/s0": 20.0 for name in ("plain", "asa", "mim", "x", "y")})
+    hash_teachers(tmp_path, {"plain": "a", "asa": "a", "mim": "b", "x": "b", "y": ""})
+    tables.run_compare(str(tmp_path))
+    told = "learned from another teacher file than plain (sha256 bbbbbbbb and aaaaaaaa)"
+    assert capsys.readouterr().out.count("warning") == 1
+    assert f"warning: mim, x {told}\n" in (tmp_path / "compare.md").read_text()
+
+
+def test_pairs_of_the_evidence_that_have_other_teacher_files_are_told():
+    """Those that a later machine paired with the runs of an earlier one: results/evidence."""
+    told = {}
+    for folder in ("T1", "adaad", "longer", "size32", "teacher"):
+        found = cells.finished(RESULTS / "evidence" / folder)
+        told[folder] = tables.other_teachers(cells.read(found), cells.read_settings(found))
+    [on_plain, *on_uniform] = told.pop("adaad")
+    assert on_plain.startswith("warning: asa, uniform learned") and len(on_uniform) == 1
+    assert not any(told.values())
+
+
 def test_seeds_of_other_settings_are_told(tmp_path, capsys):
     write_run(tmp_path / "x-s0", 20.0, epochs=3)
     write_run(tmp_path / "x-s1", 21.0, epochs=4, seed=1)
@@ -611,6 +667,9 @@ def test_names_are_all_different_and_say_what_differs(tmp_path):
         ("T2/plain", "T2/plain"),
         ("size/16/mtard/longer", "size/16: MTARD, longer"),
         ("mine/infoard", "mine + InfoARD"),
+        ("x/adr+average/ADR-paper", "x: ADR + averaged weights, ADR-paper"),
+        ("rslad+igdm/plain", "RSLAD + IGDM"),
+        ("mine+igdm/x", "mine+igdm/x"),
     ],
 )
 def test_a_cell_is_called_as_in_a_paper(cell, name):
@@ -623,6 +682,34 @@ def result_at(eps: float, n: int = 50, **columns: float) -> dict:
     attack.update(start="uniform", loss="cross-entropy")
     about = {"n": n, "of": 2000, "eps": eps, "attacks": {"pgd_sat": attack}, "worst_class_n": 5}
     return {**columns, "n": n, "warnings": [], "about": about}
+
+
+def test_numbers_of_others_say_whose_they_are(tmp_path, capsys):
+    """Source, teacher, its own deviation, what is second hand; bold within a data set alone."""
+    write_results(tmp_path, {"at/plain/s0": 20.0, "at/plain/s1": 21.0})
+    source = {"source": "A & B, 2026", "n": 10_000, "teacher": "none"}
+    more = {"teacher": "WRN_1", "sd": {"aa": 0.2}, "second_hand": ["clean"]}
+    rows = {
+        "published/c10-r18/adr+average/P": {"aa": 50.0, **source},
+        "published/c10-r18/saad/P": {"aa": 49.0, "clean": 80.0, **source, **more},
+        "published/c100-r18/rslad+igdm/P": {"aa": 29.0, **source},
+        "published/c100-r18/at/P": {"aa": 28.0, **source},
+    }
+    for name, row in rows.items():
+        I.save(tmp_path / name / "results.json", {"best": row})
+    tables.run_tables(str(tmp_path))
+    text = (tmp_path / "tables.md").read_text()
+    best = rows_of(text.split("\n\n")[0])
+    columns = "clean aa worst n seeds teacher source"
+    assert best["best (%)"] == columns.split()
+    assert best["AT"][-3:] == ["2", "-", "-"]
+    saad = ["80.00", "49.00 ± 0.20", "-", "10000", "-", "WRN_1"]
+    assert best["published/c10-r18: SAAD, P"] == [*saad, "A & B, 2026 (second hand: clean)"]
+    assert best["published/c10-r18: ADR + averaged weights, P"][-2:] == ["none", "A & B, 2026"]
+    assert "± of a row with a source: the standard deviation over seeds that it reports" in text
+    latex = (tmp_path / "tables.tex").read_text()
+    assert r"\textbf{50.00}" in latex and r"\textbf{29.00}" in latex
+    assert latex.count("textbf") == 2 and r"WRN\_1 & A \& B, 2026" in latex
 
 
 def test_only_rows_of_equal_n_and_eps_are_compared(tmp_path, capsys):
@@ -660,9 +747,57 @@ def test_a_latex_file_names_the_package_that_it_needs(tmp_path):
     assert any(r"\toprule" in line for line in lines)
 
 
+def test_gains_are_latex_with_caption_label_and_what_is_shown_in_bold(tmp_path):
+    write_results(tmp_path, {"plain/s0": 20.0, "plain/s1": 30.0})
+    write_results(tmp_path, {"a_1/s0": 22.0, "a_1/s1": 32.1, "b/s0": 20.0, "b/s1": 33.0})
+    for file in tmp_path.rglob("results.json"):
+        change_results(file.parent, about={"n": 500, "of": 2000, "eps": 4 / 255})
+    tables.run_compare(str(tmp_path))
+    head, _, best = (tmp_path / "compare.tex").read_text().split("\n\n")
+    assert "booktabs" in head and "graphicx" in head
+    caption = best.splitlines()[2]
+    assert "best (" in caption and "$n$ = 500 of 2000 test images" in caption
+    assert r"$L_\infty$ $\epsilon$ 4/255; $\pm$ is half a 95\% interval" in caption
+    assert rf"\label{{tab:{tmp_path.name.replace('_', '-')}-gain-best-plain}}" in best
+    # +2.0 and +2.1: t 12.71 times the deviation over sqrt(2) is 0.635; +0 and +3 are of no sign
+    assert r"a\_1 & +0.00 $\pm$ 0.00 & \textbf{+2.05 $\pm$ 0.64} & 500 & 2 \\" in best
+    assert r"b & +0.00 $\pm$ 0.00 & +1.50 $\pm$ 19.06 & 500 & 2 \\" in best
+
+
+@each("verb", ["tables", "compare"])
+def test_latex_tables_are_labelled_and_no_wider_than_a_line(verb, tmp_path):
+    write_usual_runs(tmp_path)
+    assert I.main([verb, str(tmp_path)]) == 0
+    text = (tmp_path / f"{verb}.tex").read_text()
+    labels = [line for line in text.splitlines() if line.startswith(r"\label{tab:")]
+    assert len(labels) == len(set(labels)) == text.count(r"\begin{table}")
+    assert text.count(r"\resizebox{\ifdim\width>\linewidth") == len(labels)
+    for part in text.split(r"\begin{table}")[1:]:
+        assert part.count("{") == part.count("}")
+
+
+@given(
+    st.integers(1, 100).map(lambda n: 100 * n), st.lists(st.floats(0, 1), min_size=4, max_size=4)
+)
+def test_differences_of_kept_numbers_are_off_by_a_hundredth_at_most(n, shares):
+    """Accuracies are kept with two decimals, which is exact where n divides 10,000."""
+    exact = [100 * round(share * n) / n for share in shares]
+    kept = [{"n": n, "clean": round(value, 2)} for value in exact]
+    found = [tables.subtracted(kept[0], kept[1]), tables.subtracted(kept[2], kept[3])]
+    mean = statistics.mean(difference["clean"] for difference in found)
+    header = ["gain", "n"]
+    told = tables.of_rounding([[header, ["a", f"500/{n}"]], [header, ["b", "1000"]]])
+    assert bool(told) == (10_000 % n != 0) and all(f"n = {n}: " in line for line in told)
+    error = abs(mean - (exact[0] - exact[1] + exact[2] - exact[3]) / 2)
+    assert error <= (1e-9 if 10_000 % n == 0 else 0.01 + 1e-9)
+
+
 def test_what_is_written_is_said_and_what_is_there_is_left(tmp_path, capsys, monkeypatch):
     write_usual_runs(tmp_path)
-    for verb, files in (("tables", ["tables.md", "tables.tex"]), ("compare", ["compare.md"])):
+    for verb, files in (
+        ("tables", ["tables.md", "tables.tex"]),
+        ("compare", ["compare.md", "compare.tex"]),
+    ):
         assert I.main([verb, str(tmp_path)]) == 0
         out = capsys.readouterr().out
         assert f"written in {tmp_path}: {', '.join(files)}" in out
@@ -697,6 +832,37 @@ def test_a_reader_who_has_seen_enough_is_no_mistake(tmp_path, monkeypatch):
         assert I.main(["tables", str(tmp_path)]) == 0
         print("and goes on")
     assert (tmp_path / "tables.md").exists()
+
+
+def begin_run(folder: Path) -> None:
+    """What a run leaves that has been stopped."""
+    I.save(folder / "config.json", {"settings": asdict(I.Config().resolved())})
+
+
+@each("verb", ["tables", "compare", "curve"])
+def test_unfinished_runs_are_counted_and_named(verb, tmp_path, capsys):
+    if verb == "curve":
+        write_cell(tmp_path / "cell", 8.0, 0, [29.0])
+    else:
+        write_usual_runs(tmp_path)
+    assert I.main([verb, str(tmp_path)]) == 0
+    assert "not finished" not in (tmp_path / f"{verb}.md").read_text()
+    for name in ("a/s0", "a/s1", "b", "c"):
+        begin_run(tmp_path / name)
+    I.save(tmp_path / "of_others/config.json", {"model_type": "vit"})
+    I.save(tmp_path / "c/eval.json", {"clean": 80.0, "n": 50, "warnings": []})  # a row by itself
+    capsys.readouterr()
+    assert I.main([verb, str(tmp_path)]) == 0
+    line = "not finished and left out (no results.json), 3: a/s0, a/s1, b\n"
+    assert line in (tmp_path / f"{verb}.md").read_text() and line in capsys.readouterr().out
+
+
+def test_if_all_are_unfinished_the_line_names_them(tmp_path, capsys):
+    begin_run(tmp_path / "a/s0")
+    assert I.main(["tables", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "no finished runs" in error and "left out (no results.json), 1: a/s0" in error
+    assert error.count("\n") == 1
 
 
 @each(
@@ -774,19 +940,20 @@ def kept(name: str) -> list[str]:
 
 @each("folder", kept("tables.md"))
 def test_kept_tables_are_generated_from_results(folder, tmp_path):
-    shutil.copytree(RESULTS / folder, tmp_path / "r")
-    tables.run_tables(str(tmp_path / "r"))
+    made = tmp_path / Path(folder).name
+    shutil.copytree(RESULTS / folder, made)
+    tables.run_tables(str(made))
     for file in (RESULTS / folder).glob("tables.*"):
-        assert (tmp_path / "r" / file.name).read_bytes() == file.read_bytes()
+        assert (made / file.name).read_bytes() == file.read_bytes()
 
 
 @each("folder", kept("compare.md"))
 def test_kept_gains_are_generated_from_results(folder, tmp_path):
-    shutil.copytree(RESULTS / folder, tmp_path / "r")
-    tables.run_compare(str(tmp_path / "r"))
-    assert (tmp_path / "r/compare.md").read_bytes() == (
-        RESULTS / folder / "compare.md"
-    ).read_bytes()
+    made = tmp_path / Path(folder).name
+    shutil.copytree(RESULTS / folder, made)
+    tables.run_compare(str(made))
+    for file in (RESULTS / folder).glob("compare.*"):
+        assert (made / file.name).read_bytes() == file.read_bytes()
 
 
 def test_kept_curve_is_generated_from_results(tmp_path):
