@@ -152,6 +152,16 @@ def stop_midway(infoard: Path, folder: Path) -> None:
         raise SystemExit(f"error: not stopped within an epoch, see {folder / 'stopped.txt'}")
 
 
+def go_on(infoard: Path, folder: Path, old: Path) -> None:
+    """Makes the case `resumed` beside the nets of old, whose hashes the stopped run knows."""
+    with tempfile.TemporaryDirectory() as there:
+        for name in TEACHERS:
+            shutil.copytree(old / name, Path(there, name))
+        shutil.copytree(old / "stopped", Path(there, "resumed"))
+        run_chain(["resumed"], infoard, Path(there))
+        shutil.move(Path(there, "resumed"), folder)
+
+
 def run_all(infoard: Path, folder: Path, old: Path, only: tuple[str, ...]) -> None:
     """Runs the teachers, then, two at a time, the cases whose names begin with a word of only.
 
@@ -163,9 +173,10 @@ def run_all(infoard: Path, folder: Path, old: Path, only: tuple[str, ...]) -> No
     if "resumed".startswith(only):
         if old == folder:
             stop_midway(infoard, folder)
-        shutil.copytree(old / "stopped", folder / "resumed")
+        go_on(infoard, folder, old)
     chains = [[name for name in OWN if name.startswith(only)]]
-    chains += [[name] for name in [*CASES, *EVALS] if name.startswith(only)]
+    others = [name for name in [*CASES, *EVALS] if name != "resumed"]
+    chains += [[name] for name in others if name.startswith(only)]
     with ThreadPool(2) as pool:
         pool.map(run, chains, chunksize=1)
 
@@ -221,19 +232,23 @@ def fingerprints(folder: Path) -> dict[str, dict]:
 
 
 def report(name: str, old: dict, new: dict) -> bool:
-    """Prints `same`, or what of a case differs; says whether it is the same."""
+    """Prints `same`, or what of a case differs; says whether it is the same.
+
+    What the old files have no name for, a column that was added since, is counted apart.
+    """
     lines = []
+    added = [path for path in new if old and path not in old and new[path] is not None]
     for path in old | new:
         before = repr(old.get(path))  # an attack that was not run is null or missing
         after = repr(new.get(path))
-        if before != after:
+        if before != after and path not in added:
             lines.append(f"   {path}: {before[:20]} -> {after[:20]}")
     if not new:
         print(f"{name}: failed")
     elif lines:
         print(f"{name}: {len(lines)} of {len(old | new)} differ", *lines[:12], sep="\n")
     else:
-        print(f"{name}: same")
+        print(f"{name}: same" + (f", and {len(added)} new" if added else ""))
     return bool(new) and not lines
 
 
