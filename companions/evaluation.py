@@ -30,6 +30,7 @@ import infoard as I
 from companions import attacks as further_attacks
 from companions import protocol
 from companions.checkpoints import judge
+from companions.runs import of_names
 
 # ==== 1. Confidence ===============================================================================
 
@@ -345,6 +346,7 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
         result["about"]["chosen"] = CHOSEN
     if cfg.eval_subset is None and len(x) < len(data.y_test):
         result["about"]["by_default"] = True
+    result["worst_class_name"] = name_of_worst_class(result, y, data.classes)
     return result
 
 
@@ -404,6 +406,16 @@ def of_worst_class(worst: Tensor, y: Tensor) -> tuple[float, int]:
         hits = worst[y == k].double()
         found.append((hits.mean().item(), len(hits)))
     return min(found)
+
+
+def name_of_worst_class(result: dict, y: Tensor, classes: list) -> str | None:
+    """The name of that class, or of all that have as little; None where nothing was attacked."""
+    worst = result["worst_class"]
+    if worst is None:
+        return None
+    present = y.unique().tolist()  # the order of per_class
+    shares = zip(present, result["per_class"], strict=True)
+    return of_names([classes[k] for k, share in shares if share == worst])
 
 
 # Columns that say nothing of gradients.
@@ -469,6 +481,8 @@ def told(result: dict) -> str:
     if not about:
         return "\n".join([f"n {result['n']}", *result.get("notes", [])])
     lines = [protocol.told(about)]
+    if result.get("worst_class_name"):
+        lines = [f"worst_class is {result['worst_class_name']}  {lines[0]}"]
     starts = protocol.of_starts(about)
     if starts:
         lines.append(f"  {starts}")

@@ -495,6 +495,39 @@ def test_a_worst_class_of_few_images_is_noted_with_its_interval(n, noted):
     assert (note in more["notes"]) == noted
 
 
+@each(
+    "per_class, name",
+    [
+        ([50.0, 0.0, 10.0], "dog"),
+        ([20.0, 50.0, 20.0], "cat, fox"),
+    ],
+)
+def test_the_worst_class_is_told_by_name(per_class, name):
+    result = {"worst_class": min(per_class), "per_class": per_class}
+    y = torch.tensor([3, 0, 1, 3])  # of class 2 there is no image
+    classes = ["cat", "dog", "emu", "fox"]
+    result["worst_class_name"] = evaluation.name_of_worst_class(result, y, classes)
+    assert result["worst_class_name"] == name
+    line = evaluation.told({**result, "about": {"n": 4, "attacks": {}}})
+    assert line == f"worst_class is {name}  n 4  |  not attacked"
+
+
+def test_an_evaluation_names_the_worst_class(desk, capsys):
+    line = ["eval", "done/last.pt", "--eval-subset", "20", "--device", "cpu", "--out", "named"]
+    for attacks in ("clean", "clean,fgsm"):
+        assert I.main([*line, "--attacks", attacks]) == 0
+        found = json.loads(Path("named/eval.json").read_text())
+        name = found["worst_class_name"]
+        if attacks == "clean":
+            assert name is None
+        else:
+            of_them = I.render_shapes(20, 20).classes[
+                found["per_class"].index(found["worst_class"])
+            ]
+            assert name.startswith(of_them)
+            assert f"  worst_class is {name}  n 20 of" in capsys.readouterr().out
+
+
 def test_what_was_not_attacked_has_no_worst(lab):
     for attacks in ("clean", "clean,corrupt", "clean,pgd_l2"):
         result = evaluate(lab.net, 10, attacks=attacks)
@@ -673,7 +706,7 @@ def test_every_evaluation_of_a_run_or_of_eval_is_watched(lab, tmp_path, monkeypa
 
     monkeypatch.setattr(evaluation, "a_line_a_minute", watch)
     cfg = I.Config(attacks="clean", eval_subset=20, out=str(tmp_path))
-    data = SimpleNamespace(y_test=torch.zeros(2000))
+    data = SimpleNamespace(y_test=torch.zeros(2000), classes=["cat", "dog", "emu"])
     images = rand(20, 3, 32, 32).float(), torch.arange(20) % 3
     result = evaluation.looked_at(cfg, data, lab.net, *images, attacks="clean")
     assert entered == [True]
