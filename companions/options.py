@@ -194,6 +194,26 @@ def about_steps(cfg: I.Config, train: int, flag: str = "--epochs") -> list[str]:
     return [f"{told}: {smaller}raise {flag}"]
 
 
+FEW_TO_CHOOSE = 500  # of so many the standard error of a share of a half is above 2 points
+
+
+def about_choice(cfg: I.Config, train: int, val: int) -> list[str]:
+    """A line if `best` is chosen on so few validation images that luck chooses it.
+
+    train, val: how many images are learned from, and how many are kept for the choice.
+    """
+    column = I.get_framework(cfg.framework).best_by
+    if not 0 < val < FEW_TO_CHOOSE or cfg.epochs < 2 or column == "epoch":
+        return []
+    error = 100 * math.sqrt(0.25 / val)
+    told = f"note: best is chosen by {column} on {val} validation images"
+    told += f" (standard error: up to {error:.1f} points)"
+    most = (train + val) // 10
+    if cfg.val_size < most:
+        return [f"{told}: raise --val-size (at most {most} here), or report last"]
+    return [f"{told}, a tenth of the training images, which is the most: report last"]
+
+
 def about_few(cfg: I.Config, train: int, test: int) -> list[str]:
     """All lines, for a training with so many images."""
     lines = about_test_images(cfg, test) + about_steps(cfg, train)

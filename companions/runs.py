@@ -526,8 +526,13 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
 
 
 def introduce(run: I.Run) -> None:
-    """Prints what InfoARD compares in student and teacher; tries attacks of anyone's own once."""
+    """Prints on how few images `best` is chosen and what InfoARD compares in student and teacher;
+    tries attacks of anyone's own once.
+    """
     cfg = run.cfg
+    if not is_shared(Path(cfg.out)):
+        for line in options.about_choice(cfg, len(run.train), len(run.val)):
+            print(line)
     images = I.test_images(run.data, 2, run.device)
     for entry in cfg.attacks.split(","):
         if ":" in entry:

@@ -148,6 +148,27 @@ def test_more_test_images_than_there_are_is_told(asked, told):
     assert lines == takes_all * told + ["note: --subset 181 takes all 180 training images"]
 
 
+@each(
+    "val, val_size, advice",
+    [
+        (499, 499, "raise --val-size (at most 1000 here), or report last"),
+        (60, 1000, "a tenth of the training images, which is the most: report last"),
+        (500, 500, None),
+        (0, 0, None),  # best is the last epoch
+    ],
+)
+def test_a_choice_on_few_images_is_told(val, val_size, advice):
+    train = 10_000 - val if val != 60 else 540
+    lines = options.about_choice(settings_of(val_size=val_size), train, val)
+    assert len(lines) == (advice is not None)
+    for line in lines:
+        error = 100 * (0.5 * 0.5 / val) ** 0.5  # of the share of heads among so many coins
+        told = f"by val_pgd on {val} validation images (standard error: up to {error:.1f} points)"
+        assert told in line
+        assert advice in line and error > 2
+    assert options.about_choice(settings_of(epochs=1), train, val) == []
+
+
 # ==== 4. A teacher that nobody needs ==============================================================
 
 NO_TEACHER = [
