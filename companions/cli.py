@@ -141,7 +141,7 @@ def run_eval(path: str, **given) -> None:
         dataset=cfg.benchmark or cfg.dataset,
         device=device,
     )
-    from companions.runs import about_chance, same_classes
+    from companions.runs import LEARN_MORE, about_chance, same_classes
 
     same_classes(path, net, data)
     source = None
@@ -149,8 +149,10 @@ def run_eval(path: str, **given) -> None:
         source = I.load_teacher(cfg.teacher_nat, size=size, device=device)
     with exact_fp32(own.get("exact", False)):
         result = I.evaluated(cfg, net, data, device, seed=cfg.seed, source=source)
-    why = "are its data, its normalisation and the order of its classes these?"
-    result["notes"] += about_chance(result, data.y_test, why)
+    hint = "are its data, its normalisation and the order of its classes these?"
+    if hasattr(net, "trained_on"):  # of our own, which knows all three
+        hint = f"train it again: {LEARN_MORE}"
+    result["notes"] += about_chance(result, data.y_test, hint)
     I.report(Path(path).name, result)
     intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
     print("95% intervals:", ", ".join(intervals), "(Wilson, over images)")

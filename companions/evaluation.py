@@ -30,7 +30,7 @@ import infoard as I
 from companions import attacks as further_attacks
 from companions import protocol
 from companions.checkpoints import judge
-from companions.runs import of_names
+from companions.runs import chance_of, of_names
 
 # ==== 1. Confidence ===============================================================================
 
@@ -495,19 +495,24 @@ def told(result: dict) -> str:
 
 
 def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int) -> None:
-    """Prints how good it is, in per cent; one at chance that was not trained here stops the run.
+    """Prints how good it is, in per cent; a guess that was not trained here stops the run.
 
-    At chance: the 95% interval of its accuracy, on so many images, reaches down to 1/K. Weak, and
-    warned of: at most twice chance, or a quarter of the way from chance to all if that is less.
+    Weak, and warned of: the 95% interval of its accuracy, on so many images, reaches down to
+    chance, or it is at most twice chance, or a quarter of the way from chance to all if that is
+    less. A guess: it reaches down to 1/K; where the images are uneven, a teacher may be of use
+    below chance.
     """
     hits = I.correct(net, x, y)
     accuracy = I.percent(hits)
-    chance = 100 / classes
-    at_chance = interval(hits.double().mean().item(), len(hits))[0] <= chance
-    weak = at_chance or accuracy <= min(2 * chance, chance + (100 - chance) / 4)
+    chance = chance_of(y)
+    low = interval(hits.double().mean().item(), len(hits))[0]
+    weak = low <= chance or accuracy <= min(2 * chance, chance + (100 - chance) / 4)
     told = f"teacher {name}: clean accuracy {accuracy} on {len(x)} test images"
     if weak:
-        told += f", chance is {chance:.1f}"
+        told += f", chance is {chance:.1f} (always one class)"
     told += judge(net, x, y, name, classes, weak)
-    I.require(not at_chance or name.startswith("runs/teachers/"), told)
+    from_here = name.startswith("runs/teachers/")
+    if weak and from_here:
+        told += ": raise --teacher-epochs"
+    I.require(low > 100 / classes or from_here, told)
     print(f"warning: {told}" if weak else told)

@@ -564,22 +564,29 @@ def provenance(cfg: I.Config, device: torch.device, data: I.Data) -> dict:
 
 # ==== 5. Ending ===================================================================================
 
+LEARN_MORE = "raise --epochs, or try another --batch-size or --lr"
+
+
+def chance_of(y: Tensor) -> float:
+    """Chance, for students and teachers: what is right, in per cent, of always saying the class
+    that most of these labels are of.
+    """
+    return 100 * y.bincount().max().item() / len(y)
+
 
 def about_chance(result: dict, y: Tensor, hint: str) -> list[str]:
-    """A line if a net is not told apart from one that always says the most common class.
+    """A line if the 95% interval of a net's clean accuracy reaches down to chance.
 
-    y: the labels of all test images. At chance: the 95% interval of its clean accuracy, on so many
-    images, reaches down to that class's share of them.
+    y: the labels of all test images.
     """
-    looked_at = y[I.class_balanced(y, result["n"])]
-    chance = 100 * looked_at.bincount().max().item() / len(looked_at)
+    chance = chance_of(y[I.class_balanced(y, result["n"])])
     low, high = result["ci95"]["clean"]
     if low > chance:
         return []
     told = (
         f"warning: clean accuracy {result['clean']} on {result['n']} images (95%: {low} to {high})"
     )
-    return [f"{told} is not above chance, {chance:.1f}, that of always one class: {hint}"]
+    return [f"{told} cannot be told from chance, {chance:.1f} (always one class): {hint}"]
 
 
 def add_findings(run: I.Run, net: nn.Module, results: dict) -> None:
@@ -588,7 +595,9 @@ def add_findings(run: I.Run, net: nn.Module, results: dict) -> None:
     """
     if "ema" in run.parts:
         averaging.add_raw(run, results)
-    hint = "raise --epochs, or try another --batch-size or --lr"
+    hint = LEARN_MORE
+    if is_shared(Path(run.cfg.out)):
+        hint = hint.replace("--epochs", "--teacher-epochs")
     results["last"]["notes"] += about_chance(results["last"], run.data.y_test, hint)
     if results["best"] is not results["last"]:
         results["best"]["notes"] += about_chance(results["best"], run.data.y_test, hint)

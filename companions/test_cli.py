@@ -449,7 +449,10 @@ def test_eval_tells_that_there_are_fewer_images_and_a_net_at_chance(desk, capsys
     shown = capsys.readouterr().out
     n = len(I.render_shapes().x_test)
     assert f"note: --eval-subset 9999 takes all {n} test images" in shown
-    assert "is not above chance, 10.0, that of always one class: are its data" in shown
+    own = "cannot be told from chance, 10.0 (always one class): train it again: raise --epochs"
+    assert own in shown
+    assert I.main(["eval", "stranger.pt", *line[2:], "--attacks", "clean"]) == 0
+    assert "(always one class): are its data, its normalisation" in capsys.readouterr().out
     assert I.main(["eval", "teacher.pt", "--attacks", "clean", "--eval-subset", "40"]) == 0
     shown = capsys.readouterr().out
     assert "chance" not in shown and "takes all" not in shown

@@ -19,7 +19,7 @@ from scipy import stats
 from torch import nn
 
 import infoard as I
-from companions import autoattack, evaluation, protocol
+from companions import autoattack, evaluation, protocol, runs
 from test_infoard import (
     R,
     evaluate,
@@ -352,7 +352,8 @@ def checking(right, classes, monkeypatch, name="t.pt"):
     """check_teacher of a net that is right on so many of 100 images; no more is said of it."""
     monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
     monkeypatch.setattr(evaluation, "judge", lambda *about: "")
-    return partial(evaluation.check_teacher, None, torch.zeros(100, 3), None, name, classes)
+    y = torch.arange(100) % classes
+    return partial(evaluation.check_teacher, None, torch.zeros(100, 3), y, name, classes)
 
 
 @each("right", [10, 15, 16, 20, 21, 100])
@@ -366,7 +367,8 @@ def test_only_a_teacher_that_is_told_apart_from_chance_passes(right, monkeypatch
         assert capsys.readouterr().out == f"{told}\n"
     elif low > 0.1:  # no more than twice chance is weak
         check()
-        assert capsys.readouterr().out == f"warning: {told}, chance is 10.0\n"
+        line = f"warning: {told}, chance is 10.0 (always one class)\n"
+        assert capsys.readouterr().out == line
     else:
         with pytest.raises(I.InfoardError, match=f"{told}, chance is 10.0") as error:
             check()
@@ -376,7 +378,38 @@ def test_only_a_teacher_that_is_told_apart_from_chance_passes(right, monkeypatch
 @each("right", [10, 20, 21, 100])
 def test_a_weak_teacher_that_was_trained_here_only_warns(right, monkeypatch, capsys):
     checking(right, 10, monkeypatch, "runs/teachers/a/best.pt")()
-    assert ("warning" in capsys.readouterr().out) == (right <= 20)
+    shown = capsys.readouterr().out
+    assert ("warning" in shown) == (right <= 20)
+    assert ("(always one class): raise --teacher-epochs\n" in shown) == (right <= 20)
+
+
+@each("right", [22, 40, 95])
+def test_chance_is_one_for_teachers_and_students(right, monkeypatch, capsys):
+    """Of five classes one is missing among the test images: chance is a fourth for both."""
+    y = torch.arange(100) % 4
+    monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
+    monkeypatch.setattr(evaluation, "judge", lambda *about: "")
+    name = "runs/teachers/a/best.pt"
+    evaluation.check_teacher(None, torch.zeros(100, 3), y, name, 5)
+    of_teacher = capsys.readouterr().out
+    low, high = evaluation.interval(right / 100, 100)
+    result = {"clean": right, "n": 100, "ci95": {"clean": [low, high]}}
+    of_student = "".join(runs.about_chance(result, y, "more"))
+    assert ("chance is 25.0" in of_teacher) == (right <= 43.75)
+    assert ("chance, 25.0 (always one class): more" in of_student) == (right == 22)
+
+
+@each("right, stops", [(40, True), (70, False)])
+def test_a_teacher_for_uneven_images_stops_nothing_unless_it_guesses(
+    right, stops, monkeypatch, capsys
+):
+    y = (torch.arange(100) >= 90).long()
+    monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
+    monkeypatch.setattr(evaluation, "judge", lambda *about: "")
+    expected = pytest.raises(I.InfoardError) if stops else contextlib.nullcontext()
+    with expected:
+        evaluation.check_teacher(None, torch.zeros(100, 3), y, "t.pt", 2)
+    assert ("warning: " in capsys.readouterr().out) == (not stops)
 
 
 @each(

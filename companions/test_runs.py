@@ -515,7 +515,7 @@ def test_a_net_is_held_against_always_one_class(right, n, classes, chance):
     lines = runs.about_chance(result, y, "try more")
     assert bool(lines) == (low <= 100 / classes)
     if lines:
-        assert f"not above chance, {chance:.1f}, that of always one class: try more" in lines[0]
+        assert f"be told from chance, {chance:.1f} (always one class): try more" in lines[0]
     y = torch.tensor([0] * (n - 1) + [1])  # nearly all of one class
     assert runs.about_chance(result, y, "")
 
@@ -523,8 +523,8 @@ def test_a_net_is_held_against_always_one_class(right, n, classes, chance):
 def test_a_student_that_has_learned_nothing_is_told(tmp_path, capsys):
     results = run(tmp_path / "r", framework="natural", lr=0.0, epochs=1)
     shown = capsys.readouterr().out
-    assert shown.count("is not above chance") == 1
-    assert sum("is not above chance" in note for note in results["best"]["notes"]) == 1
+    assert shown.count("cannot be told from chance") == 1
+    assert sum("cannot be told from chance" in note for note in results["best"]["notes"]) == 1
     about = "360 training images, --batch-size 64, --epochs 1"
     assert f"warning: 6 steps in all ({about}) are too few to learn much: lower" in shown
 
