@@ -446,6 +446,10 @@ def look_closer(
     more = {"precision": precision_of(model), "ci95": intervals(right)}
     more.update(about=about, warnings=[])
     more["notes"] = nan_logits(model, x, right["clean"])
+    unmoved = [name for name, attack in about["attacks"].items() if attack.get("eps") == 0]
+    if unmoved:
+        told = f"warning: {', '.join(unmoved)} with a radius of 0: no attack, its x' is x"
+        more["notes"].append(told)
     if source is None:
         followed = [name for name in attacks if name not in NO_GRADIENTS]
         far = 0.0

@@ -65,6 +65,13 @@ def about_reach(cfg: I.Config) -> list[str]:
     return []
 
 
+def about_no_radius(cfg: I.Config) -> list[str]:
+    """A line if the radius is zero."""
+    if cfg.eps > 0:
+        return []
+    return ["warning: --eps 0 is no attack: x' is x in training and evaluation (8/255 is usual)"]
+
+
 # ==== 2. Options that are not used ================================================================
 
 
@@ -162,7 +169,7 @@ def about_nothing(cfg: I.Config) -> list[str]:
 def remarks(cfg: I.Config) -> list[str]:
     """All lines, of resolved settings; an undefended net is not attacked."""
     lines = [] if cfg.framework in ("natural", "autoencoder") else about_reach(cfg)
-    lines += about_unused(cfg, unread(cfg)) + about_mixture(cfg)
+    lines += about_no_radius(cfg) + about_unused(cfg, unread(cfg)) + about_mixture(cfg)
     return lines + about_nothing(cfg)
 
 

@@ -561,6 +561,21 @@ def test_an_evaluation_names_the_worst_class(desk, capsys):
             assert f"  worst_class is {name}  n 20 of" in capsys.readouterr().out
 
 
+@each(
+    "eps, eps_l2, told",
+    [
+        (0.0, 0.5, "warning: fgsm with a radius of 0: no attack, its x' is x"),
+        (0.01, 0.0, "warning: pgd_l2 with a radius of 0: no attack, its x' is x"),
+        (0.01, 0.5, None),
+    ],
+)
+def test_an_attack_of_radius_zero_is_told(eps, eps_l2, told):
+    net, x, y = identity_net(10)
+    result = I.evaluate(net, x, y, attacks="clean,fgsm,pgd_l2", eps=eps, eps_l2=eps_l2)
+    lines = [note for note in result["notes"] if "radius" in note]
+    assert lines == [told] * (told is not None)
+
+
 def test_what_was_not_attacked_has_no_worst(lab):
     for attacks in ("clean", "clean,corrupt", "clean,pgd_l2"):
         result = evaluate(lab.net, 10, attacks=attacks)

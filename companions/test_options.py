@@ -50,6 +50,12 @@ def test_steps_that_do_not_reach_eps_are_told(given_options, told):
     assert told in line
 
 
+@each("eps, told", [(0.0, True), (1e-4, False)])
+def test_a_radius_of_zero_is_told(eps, told):
+    lines = [line for line in options.remarks(settings_of(eps=eps)) if "--eps 0 is no" in line]
+    assert bool(lines) == told
+
+
 def test_what_is_given_is_taken():
     assert settings_of(steps=3, step_size=2 / 255).step_size == 2 / 255
     assert settings_of(steps=3, step_size=0.0).step_size == 0.0
