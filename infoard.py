@@ -2040,8 +2040,8 @@ def main(argv: list[str] | None = None) -> int:
         run = resolve({}, "companions.cli:run", "command line") if has_companions() else run_alone
         run(argv)
         return 0
-    except KeyboardInterrupt:
-        print("infoard: stopped by SIGINT", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print("infoard: stopped by SIGINT", *stopped.args, sep=": ", file=sys.stderr)
         return 130
     except (InfoardError, OSError, ImportError, torch.OutOfMemoryError) as error:
         hint = ""

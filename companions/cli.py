@@ -25,6 +25,7 @@ import torch.distributed as dist
 import infoard as I
 from companions import options
 from companions.evaluation import exact_fp32
+from companions.options import program
 
 LITE = "--student tiny --teacher-arch tiny_wide --steps 3 --steps-lo 1 --step-size 4/255"
 GROUPS = {  # the first option of each group of --help
@@ -115,7 +116,7 @@ def keep_evaluation(file: Path, result: dict, path: str, made: dict) -> None:
             print(f"warning: {file} was of {before}, and now is of {path}")
     about = {"checkpoint": path, "checkpoint_sha256": I.digest(path), "settings": made}
     I.save(file, {**result, **about})
-    print(f"in {file}; `infoard.py tables` of a folder above it shows it")
+    print(f"in {file}; {options.command('tables', file.parent)} shows it")
 
 
 def run_eval(path: str, **given) -> None:
@@ -314,16 +315,9 @@ def get_verb(name: str) -> Callable:
     return I.resolve(known, I.lookup(list(known), name, "verb"), "verb")
 
 
-def program() -> str:
-    """How this program was called: the command that pip installs, or the file."""
-    if Path(sys.argv[0]).stem == "infoard" and not sys.argv[0].endswith(".py"):
-        return "infoard"
-    return "python infoard.py"
-
-
 def overview() -> str:
     """What --help prints without a verb."""
-    about = I.__doc__.partition("\n\n    1 ")[0]
+    about = I.__doc__.partition("\n\n    1 ")[0].replace("python infoard.py", program())
     own = f"{program()} --dataset folder --data-dir images"
     lines = [about, "", f"your own images, in images/train/CLASS and images/test/CLASS:\n    {own}"]
     lines += ["", "verbs, each with its own --help:"]
@@ -565,8 +559,8 @@ def ended_well() -> Iterator[None]:
         finally:
             if sys.stdout:
                 sys.stdout.flush()  # a reader that is gone is noticed here
-    except Terminated:
-        print("infoard: stopped by SIGTERM", file=sys.stderr)
+    except Terminated as stopped:
+        print("infoard: stopped by SIGTERM", *stopped.args, sep=": ", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
     except BaseException as error:
         if not comes_from(error, BrokenPipeError):

@@ -263,15 +263,13 @@ class Kept(dict):
         """All there is but the worst, which is made of it."""
         I.save(self.file, {name: hits for name, hits in self.items() if name != "worst"})
 
-    def stop(self) -> None:
-        """Writes down what is there, and says so."""
+    def stop(self) -> str:
+        """Writes down what is there; gives what is to be said of it."""
         done = [name for name in self if name not in ("clean", "worst")]
         if not done:
-            print("\nstopped before an attack was at its end: nothing of this is kept", flush=True)
-            return
+            return "no attack was at its end, none is kept"
         self.write()
-        told = f"\nstopped: {', '.join(done)} are kept in {self.file}"
-        print(f"{told}, and the same command goes on (a training: with --resume)", flush=True)
+        return f"{', '.join(done)} kept in {self.file}"
 
 
 CHOSEN = "balanced over classes, always the same ones"  # by infoard.test_images
@@ -320,6 +318,8 @@ def tell_of_batches(done: threading.Event, every: float) -> None:
 def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **options) -> dict:
     """infoard.evaluate for a run or the verb eval: of how many images, kept as it comes."""
     given = dict(options)
+    begun, ended = (Path(cfg.out or "", name).exists() for name in ("config.json", "results.json"))
+    of_a_run = bool(cfg.out) and begun and not ended
     if I.world()[1] == 1:
         attacks = I.chosen_attacks(options["attacks"])
         if "aa" in attacks:
@@ -331,12 +331,13 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
     try:
         with a_line_a_minute():
             result = I.evaluate(net, x, y, **given)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if "kept" in given:
-            given["kept"].stop()
+            stopped.args += (given["kept"].stop(),)
+        if not of_a_run:  # that says by itself how it goes on
+            stopped.args += ("the same command goes on",)
         raise
-    begun, ended = (Path(cfg.out or "", name).exists() for name in ("config.json", "results.json"))
-    if "kept" in given and cfg.out and begun and not ended:
+    if "kept" in given and of_a_run:
         with contextlib.suppress(I.InfoardError):
             given["kept"].write()  # until the run has its results: another net may come
     elif "kept" in given:

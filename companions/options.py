@@ -10,7 +10,11 @@ never sees the ball that it is named after. Where --step-size is not given it is
 """
 
 import math
+import os
+import shlex
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import infoard as I
 
@@ -45,6 +49,21 @@ def asks_teacher(cfg: I.Config) -> bool:
 def as_pixels(value: float) -> str:
     """A radius or a step in [0,1] as 8/255, 0.77/255."""
     return f"{255 * value:.3g}/255"
+
+
+def program() -> str:
+    """How this program is called from the current folder: the command that pip installs, or python
+    and the file.
+    """
+    if Path(sys.argv[0]).name in ("infoard", "infoard.exe"):
+        return "infoard"
+    file = os.path.abspath(I.__file__)
+    return f"python {shlex.quote(min(file, os.path.relpath(file), key=len))}"
+
+
+def command(*words) -> str:
+    """A command line of this program that can be copied as it is."""
+    return f"{program()} {shlex.join(map(str, words))}"
 
 
 # ==== 1. Attacks that cannot reach eps ============================================================

@@ -334,8 +334,9 @@ def same_classes(path: str, net: nn.Module, data: I.Data) -> None:
     """One line, if a net of this program knows other classes than the data; other data are told."""
     known = getattr(net, "trained_on", {})
     why = other_classes(known.get("classes", []), data.classes)
-    told = f"{path} was trained on {why}: it is not for these data (if names alone differ: export"
-    I.require(not why, f"{told} {path} leaves bare weights without them)")
+    told = f"{path} was trained on {why}: it is not for these data (if names alone differ:"
+    bare = options.command("export", path)
+    I.require(not why, f"{told} {bare} leaves bare weights without them)")
     why = difference(known, described(data))
     if why and "test images" in why:
         print(f"note: the run of {path} had {why}")
@@ -454,10 +455,10 @@ def alone_in(out: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             tidy(out)
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if (out / "last.pt").exists():
-            how = "the same command" if wait else f"--resume --out {out}"
-            print(f"stopped: what is done is in {out}, {how} goes on", flush=True)
+            resumes = options.command("--resume", "--out", out)
+            stopped.args += (f"{'the same command' if wait else resumes} goes on",)
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -614,9 +615,9 @@ def not_evaluated(cfg: I.Config, out: Path) -> list[str]:
     missing = [name for name in columns if best.get(name) is None]
     words = []
     if missing:
-        words.append(f"--attacks {cfg.attacks}")
+        words += ["--attacks", cfg.attacks]
     if cfg.eval_subset is not None and n < min(cfg.eval_subset or of, of):
-        words.append(f"--eval-subset {cfg.eval_subset}")
+        words += ["--eval-subset", cfg.eval_subset]
     if not words:
         return []
     done = [name for name in (*I.METRICS, *columns) if best.get(name) is not None]
@@ -624,9 +625,8 @@ def not_evaluated(cfg: I.Config, out: Path) -> list[str]:
     told = f"it was evaluated with {', '.join(done)} on {n} images"
     if missing:
         told += f", without {', '.join(missing)}"
-    from companions.cli import program
-
-    return [f"{told}; this does more: {program()} eval {out}/best.pt {' '.join(words)}"]
+    more = options.command("eval", out / "best.pt", *words, "--out", out)
+    return [f"{told}; this does more: {more}"]
 
 
 def draw_what_is_missing(cfg: I.Config, out: Path) -> None:

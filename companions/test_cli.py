@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import infoard as I
-from companions import checkpoints, cli, recipes
+from companions import checkpoints, cli, options, recipes
 from test_infoard import error_of, own_file
 
 ROOT = Path(I.__file__).parent
@@ -55,6 +55,18 @@ def test_help_lists_the_verbs_with_examples_that_are_understood(capsys):
         if hasattr(cli.get_verb(verb), "options"):
             given.pop("own", None)  # what the verb alone has
         check_settings(given)
+
+
+@pytest.mark.parametrize("place", [".", "docs", ".."])
+def test_a_command_that_is_told_runs_from_where_one_is(place, monkeypatch):
+    monkeypatch.chdir(Path(I.__file__).parent / place)
+    monkeypatch.setattr(cli.sys, "argv", ["infoard.py"])
+    told = options.command("eval", "a folder/best.pt", "--out", Path("e"))
+    program, file, *words = shlex.split(told)
+    assert program == "python" and Path(file).resolve() == Path(I.__file__).resolve()
+    assert words == ["eval", "a folder/best.pt", "--out", "e"]
+    monkeypatch.setattr(cli.sys, "argv", ["/usr/bin/infoard", "eval"])
+    assert options.command("tables", "e") == "infoard tables e"
 
 
 @pytest.mark.parametrize(

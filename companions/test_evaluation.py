@@ -19,7 +19,7 @@ from scipy import stats
 from torch import nn
 
 import infoard as I
-from companions import autoattack, evaluation, protocol, runs
+from companions import autoattack, evaluation, options, protocol, runs
 from test_infoard import (
     R,
     evaluate,
@@ -611,7 +611,10 @@ def test_a_stopped_evaluation_goes_on_where_it_was(desk, lab, monkeypatch, capsy
     line += ["--out", "e"]
     called, switch = stopping_at("bim", monkeypatch)
     assert I.main(line) == 130
-    assert "stopped: fgsm, darker are kept in e/unfinished-" in capsys.readouterr().out
+    (told,) = capsys.readouterr().err.splitlines()
+    kept = str(next(Path("e").glob("unfinished-*")))
+    expected = f"fgsm, darker kept in {kept}: the same command goes on"
+    assert told == f"infoard: stopped by SIGINT: {expected}"
     assert called == ["fgsm", "bim"] and len(list(Path("e").glob("unfinished-*"))) == 1
 
     called.clear()
@@ -667,9 +670,10 @@ def test_a_stopped_evaluation_of_a_run_keeps_what_both_nets_have(
         ended = stopped.code
     assert ended == code
     shown = capsys.readouterr()
-    assert "stopped: fgsm are kept in r/unfinished-" in shown.out
-    assert "stopped: what is done is in r, --resume --out r goes on" in shown.out
-    assert f"infoard: stopped by {number.name}" in shown.err
+    assert "stopped" not in shown.out
+    (told,) = shown.err.splitlines()
+    assert told.startswith(f"infoard: stopped by {number.name}: fgsm kept in r/unfinished-")
+    assert told.endswith(f"pt: {options.program()} --resume --out r goes on")
     assert called == ["fgsm", "bim", "cw", "fgsm"]  # of last; of best
     assert len(list(Path("r").glob("unfinished-*"))) == 2
 

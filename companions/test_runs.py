@@ -413,8 +413,9 @@ def test_a_finished_run_tells_with_what_it_was_evaluated(place, capsys):
     code, told = gone_on(capsys, "--attacks", "clean,fgsm,pgd")
     assert code == 0
     line = "it was evaluated with clean on 8 images, without fgsm, pgd_sat, pgd_trades; this does"
-    assert f"{line} more: python infoard.py eval o/best.pt --attacks clean,fgsm,pgd\n" in told
-    command = told.partition("python infoard.py ")[2].splitlines()[0]
+    more = f"{cli.program()} eval o/best.pt --attacks clean,fgsm,pgd --out o\n"
+    assert f"{line} more: {more}" in told
+    command = told.partition(f"more: {cli.program()} ")[2].splitlines()[0]
     assert I.main([*command.split(), "--device", "cpu"]) == 0
     assert "fgsm" in capsys.readouterr().out
     assert "evaluated with" not in gone_on(capsys, "--attacks", "clean")[1]
@@ -430,7 +431,7 @@ def test_a_finished_run_tells_of_how_many_images_it_is(subset, told, place):
     assert bool(lines) == told
     if told:
         assert "evaluated with clean on 5 images; " in lines[0]
-        assert lines[0].endswith(f"o/best.pt --eval-subset {subset}")
+        assert lines[0].endswith(f"o/best.pt --eval-subset {subset} --out o")
 
 
 def test_of_a_shared_teacher_that_is_finished_nothing_is_said(tmp_path, monkeypatch, capsys):
