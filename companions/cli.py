@@ -130,9 +130,9 @@ def run_eval(path: str, **given) -> None:
     data = I.load_dataset(
         cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size
     )
-    for line in options.about_test_images(cfg, len(data.y_test)):
-        print(line)
     size = data.x_test.shape[-1]
+    for line in options.about_test_images(cfg, len(data.y_test)) + options.about_size(size):
+        print(line)
     net = I.load_teacher(
         path,
         cfg.teacher_arch,

@@ -246,7 +246,7 @@ class Kept(dict):
                 known = {*I.ATTACKS, *I.PARTS, *AUTO_NAMES}
                 super().update({k: found[k] for k in columns if k in known and k in found})
         if self:
-            print(f"going on after {', '.join(self)}, which are taken from {file}", flush=True)
+            print(f"going on after {', '.join(self)} (kept in {file})", flush=True)
 
     def __setitem__(self, name: str, hits: Tensor) -> None:
         super().__setitem__(name, hits)

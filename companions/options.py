@@ -220,6 +220,17 @@ def about_steps(cfg: I.Config, train: int, flag: str = "--epochs") -> list[str]:
     return [f"{told}: {smaller}raise {flag}"]
 
 
+SMALL = 8  # pixels that the nets here, which halve three times, see as one
+
+
+def about_size(size: int) -> list[str]:
+    """A line if images are too small for the nets here."""
+    if size >= SMALL:
+        return []
+    told = f"warning: images of {size} pixels show next to nothing, and nets here halve them three"
+    return [f"{told} times: --image-size 32 is usual, 0 leaves images as they are"]
+
+
 FEW_TO_CHOOSE = 500  # of so many the standard error of a share of a half is above 2 points
 
 

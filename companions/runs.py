@@ -15,8 +15,9 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -168,16 +169,31 @@ def same_run(cfg: I.Config, out: Path) -> None:
         same_data_as_finished(cfg, out)
 
 
+def new_lines(cfg: I.Config, remarks: Callable) -> list[str]:
+    """What remarks(cfg) says, but for what it said when the run was begun."""
+    lines = remarks(cfg)
+    if not (Path(cfg.out) / "last.pt").exists():
+        return lines
+    begun = begun_settings({"resume": True, "out": cfg.out})
+    told = remarks(I.Config(**begun).resolved())
+    return [line for line in lines if line not in told]
+
+
+def about_data(out: Path, data: I.Data, cfg: I.Config) -> list[str]:
+    """What is to be said of a training from its data."""
+    train = len(data.y_train)
+    if is_shared(out):
+        return options.about_steps(cfg, train, "--teacher-epochs")
+    few = options.about_few(cfg, train, len(data.y_test))
+    return options.about_size(data.x_train.shape[-1]) + few
+
+
 def go_on(cfg: I.Config, out: Path, data: I.Data) -> None:
     """One line, if an unfinished run was begun with other data; notes and tells another lr.
 
     Of any run it is told if there are fewer images than its settings are for.
     """
-    train, test = len(data.y_train), len(data.y_test)
-    lines = options.about_few(cfg, train, test)
-    if is_shared(out):
-        lines = options.about_steps(cfg, train, "--teacher-epochs")
-    for line in lines:
+    for line in new_lines(cfg, partial(about_data, out, data)):
         print(line)
     if not (out / "last.pt").exists():
         return
@@ -337,6 +353,10 @@ def same_classes(path: str, net: nn.Module, data: I.Data) -> None:
     told = f"{path} was trained on {why}: it is not for these data (if names alone differ:"
     bare = options.command("export", path)
     I.require(not why, f"{told} {bare} leaves bare weights without them)")
+    size = data.x_test.shape[-1]
+    if known.get("size", size) != size:
+        told = f"warning: {path} was trained on images of {known['size']} pixels, not {size}"
+        print(f"{told}: --image-size {known['size']} is what it knows")
     why = difference(known, described(data))
     if why and "test images" in why:
         print(f"note: the run of {path} had {why}")
@@ -506,7 +526,7 @@ def learned_from(run: I.Run) -> int:
 def check_possible(cfg: I.Config, device: torch.device) -> None:
     """One line for what would fail only after hours, and one for each option of no effect."""
     if I.world()[0] == 0:
-        for line in options.remarks(cfg):
+        for line in new_lines(cfg, options.remarks):
             print(line)
     averaging.check(cfg)
     extra.check(cfg)
@@ -531,7 +551,7 @@ def introduce(run: I.Run) -> None:
     tries attacks of anyone's own once.
     """
     cfg = run.cfg
-    if not is_shared(Path(cfg.out)):
+    if run.at.step == 0 and not is_shared(Path(cfg.out)):
         for line in options.about_choice(cfg, len(run.train), len(run.val)):
             print(line)
     images = I.test_images(run.data, 2, run.device)

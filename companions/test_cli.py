@@ -470,6 +470,20 @@ def test_eval_tells_that_there_are_fewer_images_and_a_net_at_chance(desk, capsys
     assert "chance" not in shown and "takes all" not in shown
 
 
+@pytest.mark.parametrize("size, told", [(32, False), (64, True)])
+def test_eval_on_images_of_another_size_than_a_net_has_learned_from_is_told(
+    size, told, desk, monkeypatch, capsys
+):
+    data = I.render_shapes()
+    times = size // 32
+    larger = data.x_test.repeat_interleave(times, 2).repeat_interleave(times, 3)
+    data = dataclasses.replace(data, x_test=larger)
+    monkeypatch.setattr(I, "load_dataset", lambda *args, **options: data)
+    assert I.main(["eval", "teacher.pt", "--attacks", "clean", "--eval-subset", "10"]) == 0
+    line = "warning: teacher.pt was trained on images of 32 pixels, not 64: --image-size 32"
+    assert (line in capsys.readouterr().out) == told
+
+
 def test_eval_takes_attacks_of_anyones_own(desk):
     result = evaluated(f"teacher.pt --attacks clean,{__name__}:darken --eps 64/255")
     assert result["darken"] == result["worst"] <= result["clean"]

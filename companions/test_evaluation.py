@@ -626,7 +626,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(desk, lab, monkeypatch, capsy
     called.clear()
     assert I.main(line) == 0
     assert "fgsm" not in called and called[0] == "bim"
-    assert "going on after fgsm, which" in capsys.readouterr().out  # not after one's own
+    assert "going on after fgsm (kept in e/" in capsys.readouterr().out  # not after one's own
     assert not list(Path("e").glob("unfinished-*"))
     found = json.loads(Path("e/eval.json").read_text())
 
@@ -681,7 +681,7 @@ def test_a_stopped_evaluation_of_a_run_keeps_what_both_nets_have(
     assert I.main(["--resume", "--out", "r"]) == 0
     assert called == ["bim", "cw"]
     shown = capsys.readouterr().out
-    assert "going on after fgsm, bim, cw, which" in shown and "going on after fgsm, which" in shown
+    assert "after fgsm, bim, cw (kept in r/" in shown and "after fgsm (kept in r/" in shown
     assert not list(Path("r").glob("unfinished-*"))
 
     best_first(monkeypatch)

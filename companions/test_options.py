@@ -154,6 +154,12 @@ def test_more_test_images_than_there_are_is_told(asked, told):
     assert lines == takes_all * told + ["note: --subset 181 takes all 180 training images"]
 
 
+@each("size, told", [(3, True), (7, True), (8, False), (32, False)])
+def test_images_that_show_nothing_are_told(size, told):
+    lines = options.about_size(size)
+    assert [line.startswith(f"warning: images of {size} pixels") for line in lines] == [True] * told
+
+
 @each(
     "val, val_size, advice",
     [

@@ -20,6 +20,7 @@ from PIL import Image
 
 import infoard as I
 from companions import cli, evaluation, figures, runs
+from companions.options import remarks
 from companions.runs import same_settings
 from test_infoard import (
     begun,
@@ -397,6 +398,18 @@ def test_options_of_a_framework_are_taken_and_understood(earlier, place):
     same_settings(
         config["settings"], I.Config(**runs.completed({**given, "own": {}})[0]).resolved()
     )
+
+
+def test_what_was_said_when_a_run_began_is_not_said_again(place):
+    cfg = I.Config(framework="at", alpha=0.5, infoard=False, out="n").resolved()
+    I.save(Path("n/config.json"), {"settings": dataclasses.asdict(cfg)})
+    (line,) = runs.new_lines(cfg, remarks)
+    assert "--alpha 0.5 is not used" in line
+    Path("n/last.pt").touch()
+    assert runs.new_lines(cfg, remarks) == []
+    other = dataclasses.replace(cfg, eps_l2=1.0)  # what may change when it goes on
+    (line,) = runs.new_lines(other, remarks)
+    assert "--eps-l2 1.0 is not used" in line
 
 
 def test_a_diverged_run_goes_on_by_its_folder_and_another_lr(place, capsys):
