@@ -105,7 +105,8 @@ def resolve(table: dict, name: str, what: str):
         missing = getattr(error, "name", None) or entry
         if isinstance(error, ImportError) and not entry.startswith(missing):
             raise  # a package that it needs: the command line says how to install it
-        raise InfoardError(f"cannot import the {what} {entry}: {error}") from None
+        meant = optional("own:nearest")(error) or ""
+        raise InfoardError(f"cannot import the {what} {entry}: {error}{meant}") from None
     usable = callable(found) or is_dataclass(found)
     require(usable, f"the {what} {entry} is a {type(found).__name__}, which cannot be called")
     return found
@@ -1963,9 +1964,8 @@ def train(cfg: Config | None = None, **given) -> dict:
         lifted = " + InfoARD" if cfg.infoard else ""
         told = f"{out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and"
         told += f" {len(run.val)} validation images, {run.ranks} x {device}"
-        begins = (
-            "trained already" if run.at.epoch == cfg.epochs else f"from epoch {run.at.epoch + 1}"
-        )
+        done = run.at.epoch == cfg.epochs
+        begins = "trained already" if done else f"from epoch {run.at.epoch + 1}"
         print(f"{told}, {begins}")
         optional("runs:introduce")(run)
         fit(run, out)
