@@ -102,10 +102,9 @@ def resolve(table: dict, name: str, what: str):
             entry = pkgutil.resolve_name("companions.own:imported")(entry)
         found = pkgutil.resolve_name(entry)
     except Exception as error:  # whatever foreign code raises
-        missing = getattr(error, "name", None) or entry
-        if isinstance(error, ImportError) and not entry.startswith(missing):
+        if isinstance(error, ImportError) and not entry.startswith(error.name or entry):
             raise  # a package that it needs: the command line says how to install it
-        meant = optional("own:nearest")(error) or ""
+        meant = what != "companion" and optional("own:nearest")(error) or ""
         raise InfoardError(f"cannot import the {what} {entry}: {error}{meant}") from None
     usable = callable(found) or is_dataclass(found)
     require(usable, f"the {what} {entry} is a {type(found).__name__}, which cannot be called")
@@ -1964,8 +1963,9 @@ def train(cfg: Config | None = None, **given) -> dict:
         lifted = " + InfoARD" if cfg.infoard else ""
         told = f"{out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and"
         told += f" {len(run.val)} validation images, {run.ranks} x {device}"
-        done = run.at.epoch == cfg.epochs
-        begins = "trained already" if done else f"from epoch {run.at.epoch + 1}"
+        begins = (
+            "trained already" if run.at.epoch == cfg.epochs else f"from epoch {run.at.epoch + 1}"
+        )
         print(f"{told}, {begins}")
         optional("runs:introduce")(run)
         fit(run, out)

@@ -52,7 +52,7 @@ def imported(entry: str) -> str:
 
 
 def nearest(error: BaseException) -> str:
-    """What may have been meant by the name of an AttributeError, in words; "" if nothing is near."""
+    """What may have been meant by the name of an AttributeError, in words, or ""."""
     if not isinstance(error, AttributeError) or not error.name:
         return ""
     names = [name for name in dir(error.obj) if not name.startswith("__")]
