@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 import infoard as I
 from companions import options
-from companions.evaluation import exact_fp32
+from companions.evaluation import exact_fp32, list_of_images
 from companions.options import program
 
 LITE = "--student tiny --teacher-arch tiny_wide --steps 3 --steps-lo 1 --step-size 4/255"
@@ -145,6 +145,11 @@ def run_eval(path: str, **given) -> None:
     from companions.runs import LEARN_MORE, about_chance, same_classes
 
     same_classes(path, net, data)
+    if own.get("list"):
+        _, y = I.test_images(data, cfg.eval_subset, device)
+        listed = list_of_images(data, len(y)).encode(errors="surrogateescape")
+        Path(own["list"]).write_bytes(listed)
+        print(f"{own['list']} lists the {len(y)} test images: index, class, file of a folder")
     source = None
     if cfg.teacher_nat:
         source = I.load_teacher(cfg.teacher_nat, size=size, device=device)
@@ -166,7 +171,10 @@ run_eval.takes = (
     "dataset data_dir download image_size benchmark teacher_arch teacher_norm teacher_nat attacks "
     "eps_l2 eval_subset eval_batch eps seed device out progress"
 ).split()
-run_eval.options = {"exact": (False, "fp32 proper, without CUDA's TF32 in convolutions")}
+run_eval.options = {
+    "exact": (False, "fp32 proper, without CUDA's TF32 in convolutions"),
+    "list": ("", "file to list the test images in that are looked at"),
+}
 
 
 # ==== 2. Verbs ====================================================================================
@@ -413,7 +421,7 @@ def in_words(default) -> str:
     """A default as --help says it."""
     if isinstance(default, bool):
         return "yes" if default else "no"
-    return str(default)
+    return str(default) or "none"
 
 
 def usual(f) -> str:

@@ -315,6 +315,19 @@ def tell_of_batches(done: threading.Event, every: float) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def list_of_images(data: I.Data, n: int) -> str:
+    """The n test images that infoard.test_images chooses, a line each: index, class and, of a
+    folder, the file.
+    """
+    labels = data.y_test.tolist()
+    files = getattr(data, "test_files", [])
+    lines = []
+    for i in I.class_balanced(data.y_test, n).tolist():
+        words = [i, data.classes[labels[i]], *files[i : i + 1]]
+        lines.append("\t".join(map(str, words)) + "\n")
+    return "".join(lines)
+
+
 def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **options) -> dict:
     """infoard.evaluate for a run or the verb eval: of how many images, kept as it comes."""
     given = dict(options)
@@ -343,6 +356,11 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
     elif "kept" in given:
         given["kept"].file.unlink(missing_ok=True)
     result["about"]["of"] = len(data.y_test)
+    listed = list_of_images(data, len(x)).encode(errors="surrogateescape")
+    result["about"]["images"] = {
+        "rule": f"infoard.class_balanced(y_test, {len(x)})",
+        "list_sha256": hashlib.sha256(listed).hexdigest(),
+    }
     if len(x) < len(data.y_test):
         result["about"]["chosen"] = CHOSEN
     if cfg.eval_subset is None and len(x) < len(data.y_test):

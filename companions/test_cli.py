@@ -484,6 +484,19 @@ def test_eval_on_images_of_another_size_than_a_net_has_learned_from_is_told(
     assert (line in capsys.readouterr().out) == told
 
 
+def test_the_images_of_a_result_can_be_found_by_its_json(desk):
+    line = ["eval", "teacher.pt", "--attacks", "clean", "--eval-subset", "25", "--device", "cpu"]
+    assert I.main([*line, "--list", "images.txt", "--out", "e"]) == 0
+    about = json.loads(Path("e/eval.json").read_text())["about"]
+    assert about["images"]["list_sha256"] == I.digest("images.txt")
+    assert about["images"]["rule"] == "infoard.class_balanced(y_test, 25)"
+    rows = [row.split("\t") for row in Path("images.txt").read_text().splitlines()]
+    data = I.render_shapes()
+    x, y = I.test_images(data, 25, torch.device("cpu"))
+    assert [name for _, name in rows] == [data.classes[k] for k in y]
+    assert torch.equal(data.x_test[[int(i) for i, _ in rows]], x)
+
+
 def test_eval_takes_attacks_of_anyones_own(desk):
     result = evaluated(f"teacher.pt --attacks clean,{__name__}:darken --eps 64/255")
     assert result["darken"] == result["worst"] <= result["clean"]

@@ -758,7 +758,7 @@ def test_every_evaluation_of_a_run_or_of_eval_is_watched(lab, tmp_path, monkeypa
 
     monkeypatch.setattr(evaluation, "a_line_a_minute", watch)
     cfg = I.Config(attacks="clean", eval_subset=20, out=str(tmp_path))
-    data = SimpleNamespace(y_test=torch.zeros(2000), classes=["cat", "dog", "emu"])
+    data = SimpleNamespace(y_test=torch.zeros(2000).long(), classes=["cat", "dog", "emu"])
     images = rand(20, 3, 32, 32).float(), torch.arange(20) % 3
     result = evaluation.looked_at(cfg, data, lab.net, *images, attacks="clean")
     assert entered == [True]
