@@ -635,6 +635,31 @@ def test_a_stopped_evaluation_goes_on_where_it_was(desk, lab, monkeypatch, capsy
     assert called[0] == "fgsm" and json.loads(Path("e/eval.json").read_text()) == found
 
 
+@each("killed", [False, True])
+def test_stages_of_autoattack_are_kept_one_by_one(killed, desk, monkeypatch):
+    """After Ctrl-C, and after a kill, which leaves no time to write anything down."""
+    called = []
+    stop_at = ["fab-t"]
+
+    def stage(part, net, x, y, *others):
+        called.append(part)
+        if part in stop_at:
+            raise KeyboardInterrupt
+        return x
+
+    monkeypatch.setattr(autoattack, "attack_by", stage)
+    if killed:
+        monkeypatch.setattr(evaluation, "SLOW", 0)  # as hours are
+        monkeypatch.setattr(evaluation.Kept, "stop", lambda self: "")
+    line = ["eval", "done/last.pt", "--attacks", "clean,aa", "--eval-subset", "10", "--out", "e"]
+    assert I.main(line) == 130
+    assert called == ["apgd-ce", "apgd-t", "fab-t"]
+    called.clear()
+    stop_at.clear()
+    assert I.main(line) == 0
+    assert called == ["fab-t", "square"]
+
+
 def best_first(monkeypatch):
     """Of a run's epochs the first is the best on validation images."""
     scores = iter(range(99, 0, -1))
