@@ -9,6 +9,7 @@ never sees the ball that it is named after. Where --step-size is not given it is
 [RSLAD] and its followers, unless that cannot reach eps: then 2.5 eps/K [Madry], and eps at most.
 """
 
+import contextlib
 import math
 import os
 import shlex
@@ -58,7 +59,9 @@ def program() -> str:
     if Path(sys.argv[0]).name in ("infoard", "infoard.exe"):
         return "infoard"
     file = os.path.abspath(I.__file__)
-    return f"python {shlex.quote(min(file, os.path.relpath(file), key=len))}"
+    with contextlib.suppress(ValueError):  # on another drive no path leads there from here
+        file = min(file, os.path.relpath(file), key=len)
+    return f"python {shlex.quote(file)}"
 
 
 def command(*words) -> str:
