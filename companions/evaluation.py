@@ -264,10 +264,10 @@ class Kept(dict):
         I.save(self.file, {name: hits for name, hits in self.items() if name != "worst"})
 
     def stop(self) -> str:
-        """Writes down what is there; gives what is to be said of it."""
+        """Writes down what is there, and says so; "" if that is nothing."""
         done = [name for name in self if name not in ("clean", "worst")]
         if not done:
-            return "no attack was at its end, none is kept"
+            return ""
         self.write()
         return f"{', '.join(done)} kept in {self.file}"
 
@@ -345,9 +345,11 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
         with a_line_a_minute():
             result = I.evaluate(net, x, y, **given)
     except KeyboardInterrupt as stopped:
+        found = ""
         if "kept" in given:
-            stopped.args += (given["kept"].stop(),)
-        if not of_a_run:  # that says by itself how it goes on
+            found = given["kept"].stop()
+        stopped.args += (found or "nothing of this evaluation is kept",)
+        if found and not of_a_run:  # that says by itself how it goes on
             stopped.args += ("the same command goes on",)
         raise
     if "kept" in given and of_a_run:

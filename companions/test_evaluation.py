@@ -635,6 +635,14 @@ def test_a_stopped_evaluation_goes_on_where_it_was(desk, lab, monkeypatch, capsy
     assert called[0] == "fgsm" and json.loads(Path("e/eval.json").read_text()) == found
 
 
+def test_a_stop_before_an_attack_is_at_its_end_promises_nothing(desk, monkeypatch, capsys):
+    stopping_at("fgsm", monkeypatch)
+    line = ["eval", "done/last.pt", "--attacks", "clean,fgsm", "--eval-subset", "10"]
+    assert I.main(line) == 130
+    expected = "infoard: stopped by SIGINT: nothing of this evaluation is kept\n"
+    assert capsys.readouterr().err == expected
+
+
 @each("killed", [False, True])
 def test_stages_of_autoattack_are_kept_one_by_one(killed, desk, monkeypatch):
     """After Ctrl-C, and after a kill, which leaves no time to write anything down."""
