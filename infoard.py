@@ -102,10 +102,10 @@ def resolve(table: dict, name: str, what: str):
             entry = pkgutil.resolve_name("companions.own:imported")(entry)
         found = pkgutil.resolve_name(entry)
     except Exception as error:  # whatever foreign code raises
-        missing = getattr(error, "name", None) or entry
-        if isinstance(error, ImportError) and not entry.startswith(missing):
+        if isinstance(error, ImportError) and not entry.startswith(error.name or entry):
             raise  # a package that it needs: the command line says how to install it
-        raise InfoardError(f"cannot import the {what} {entry}: {error}") from None
+        meant = what != "companion" and optional("own:nearest")(error) or ""
+        raise InfoardError(f"cannot import the {what} {entry}: {error}{meant}") from None
     usable = callable(found) or is_dataclass(found)
     require(usable, f"the {what} {entry} is a {type(found).__name__}, which cannot be called")
     return found
@@ -2037,8 +2037,8 @@ def main(argv: list[str] | None = None) -> int:
         run = resolve({}, "companions.cli:run", "command line") if has_companions() else run_alone
         run(argv)
         return 0
-    except KeyboardInterrupt:
-        print("infoard: stopped by SIGINT", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print("infoard: stopped by SIGINT", *stopped.args, sep=": ", file=sys.stderr)
         return 130
     except (InfoardError, OSError, ImportError, torch.OutOfMemoryError) as error:
         hint = ""

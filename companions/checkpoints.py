@@ -680,7 +680,8 @@ def load_any(
             if norm != "none":
                 print(f"{path_or_id} normalises by itself: --teacher-norm is for files of others")
             net = I.load_own(file, arch)
-            net.trained_on = {"classes": file["classes"], **file.get("data", {})}
+            about = {"classes": file["classes"], "size": file["size"]}
+            net.trained_on = about | file.get("data", {})
             return net
         return from_file(file, arch, size, norm, name=Path(path_or_id).name, dataset=dataset)
     if path_or_id.startswith("robustbench:"):

@@ -24,7 +24,8 @@ import torch.distributed as dist
 
 import infoard as I
 from companions import options
-from companions.evaluation import exact_fp32
+from companions.evaluation import exact_fp32, list_of_images
+from companions.options import program
 
 LITE = "--student tiny --teacher-arch tiny_wide --steps 3 --steps-lo 1 --step-size 4/255"
 GROUPS = {  # the first option of each group of --help
@@ -115,7 +116,7 @@ def keep_evaluation(file: Path, result: dict, path: str, made: dict) -> None:
             print(f"warning: {file} was of {before}, and now is of {path}")
     about = {"checkpoint": path, "checkpoint_sha256": I.digest(path), "settings": made}
     I.save(file, {**result, **about})
-    print(f"in {file}; `infoard.py tables` of a folder above it shows it")
+    print(f"in {file}; {options.command('tables', file.parent)} shows it")
 
 
 def run_eval(path: str, **given) -> None:
@@ -129,9 +130,9 @@ def run_eval(path: str, **given) -> None:
     data = I.load_dataset(
         cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size
     )
-    for line in options.about_test_images(cfg, len(data.y_test)):
-        print(line)
     size = data.x_test.shape[-1]
+    for line in options.about_test_images(cfg, len(data.y_test)) + options.about_size(size):
+        print(line)
     net = I.load_teacher(
         path,
         cfg.teacher_arch,
@@ -141,16 +142,23 @@ def run_eval(path: str, **given) -> None:
         dataset=cfg.benchmark or cfg.dataset,
         device=device,
     )
-    from companions.runs import about_chance, same_classes
+    from companions.runs import LEARN_MORE, about_chance, same_classes
 
     same_classes(path, net, data)
+    if own.get("list"):
+        _, y = I.test_images(data, cfg.eval_subset, device)
+        listed = list_of_images(data, len(y)).encode(errors="surrogateescape")
+        Path(own["list"]).write_bytes(listed)
+        print(f"{own['list']} lists the {len(y)} test images: index, class, file of a folder")
     source = None
     if cfg.teacher_nat:
         source = I.load_teacher(cfg.teacher_nat, size=size, device=device)
     with exact_fp32(own.get("exact", False)):
         result = I.evaluated(cfg, net, data, device, seed=cfg.seed, source=source)
-    why = "are its data, its normalisation and the order of its classes these?"
-    result["notes"] += about_chance(result, data.y_test, why)
+    hint = "are its data, its normalisation and the order of its classes these?"
+    if hasattr(net, "trained_on"):  # of our own, which knows all three
+        hint = f"train it again: {LEARN_MORE}"
+    result["notes"] += about_chance(result, data.y_test, hint)
     I.report(Path(path).name, result)
     intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
     print("95% intervals:", ", ".join(intervals), "(Wilson, over images)")
@@ -163,7 +171,10 @@ run_eval.takes = (
     "dataset data_dir download image_size benchmark teacher_arch teacher_norm teacher_nat attacks "
     "eps_l2 eval_subset eval_batch eps seed device out progress"
 ).split()
-run_eval.options = {"exact": (False, "fp32 proper, without CUDA's TF32 in convolutions")}
+run_eval.options = {
+    "exact": (False, "fp32 proper, without CUDA's TF32 in convolutions"),
+    "list": ("", "file to list the test images in that are looked at"),
+}
 
 
 # ==== 2. Verbs ====================================================================================
@@ -312,16 +323,9 @@ def get_verb(name: str) -> Callable:
     return I.resolve(known, I.lookup(list(known), name, "verb"), "verb")
 
 
-def program() -> str:
-    """How this program was called: the command that pip installs, or the file."""
-    if Path(sys.argv[0]).stem == "infoard" and not sys.argv[0].endswith(".py"):
-        return "infoard"
-    return "python infoard.py"
-
-
 def overview() -> str:
     """What --help prints without a verb."""
-    about = I.__doc__.partition("\n\n    1 ")[0]
+    about = I.__doc__.partition("\n\n    1 ")[0].replace("python infoard.py", program())
     own = f"{program()} --dataset folder --data-dir images"
     lines = [about, "", f"your own images, in images/train/CLASS and images/test/CLASS:\n    {own}"]
     lines += ["", "verbs, each with its own --help:"]
@@ -417,7 +421,7 @@ def in_words(default) -> str:
     """A default as --help says it."""
     if isinstance(default, bool):
         return "yes" if default else "no"
-    return str(default)
+    return str(default) or "none"
 
 
 def usual(f) -> str:
@@ -563,8 +567,8 @@ def ended_well() -> Iterator[None]:
         finally:
             if sys.stdout:
                 sys.stdout.flush()  # a reader that is gone is noticed here
-    except Terminated:
-        print("infoard: stopped by SIGTERM", file=sys.stderr)
+    except Terminated as stopped:
+        print("infoard: stopped by SIGTERM", *stopped.args, sep=": ", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
     except BaseException as error:
         if not comes_from(error, BrokenPipeError):

@@ -394,6 +394,13 @@ def takes_a_while(files: list[str]) -> bool:
     return len(files) > MANY or sum(sizes) > LARGE
 
 
+@dataclass
+class FolderData(I.Data):
+    """Data of image files; test_files: the paths of the test images below their folder."""
+
+    test_files: list[str] = field(default_factory=list)
+
+
 def inner_name(file: str) -> str:
     """The last three parts of a path: train/class/name."""
     return "/".join(Path(file).parts[-3:])
@@ -492,7 +499,7 @@ def known_facts(facts: Path, images: Path) -> dict | None:
     """What a cache says of its images; None if there is none or it is broken."""
     try:
         found = json.loads(facts.read_text())
-        whole = found["written"] == written(images)
+        whole = found["written"] == written(images) and "test_files" in found
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if whole else None
@@ -521,6 +528,7 @@ def read_cached(name: str, source: Path, size: int, cache: Path, find: Callable)
                 found = decode(listed, size, store)
                 os.replace(store, images)
                 found["written"] = written(images)
+            found["test_files"] = [os.path.relpath(file, source) for file in listed.test.files]
             I.save(facts, found)
     for note in found["notes"]:
         print(f"warning: {note}")
@@ -529,7 +537,8 @@ def read_cached(name: str, source: Path, size: int, cache: Path, find: Callable)
     x = channels_last(x)
     y = torch.tensor(found["labels"])
     n = found["train"]
-    data = I.Data(x[:n], y[:n], x[n:], y[n:], found["classes"])
+    data = FolderData(x[:n], y[:n], x[n:], y[n:], found["classes"])
+    data.test_files = found["test_files"]
     data.about = {"files_sha256": found["files_sha256"]}
     return data
 

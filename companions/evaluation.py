@@ -30,6 +30,7 @@ import infoard as I
 from companions import attacks as further_attacks
 from companions import protocol
 from companions.checkpoints import judge
+from companions.runs import chance_of, of_names
 
 # ==== 1. Confidence ===============================================================================
 
@@ -245,7 +246,7 @@ class Kept(dict):
                 known = {*I.ATTACKS, *I.PARTS, *AUTO_NAMES}
                 super().update({k: found[k] for k in columns if k in known and k in found})
         if self:
-            print(f"going on after {', '.join(self)}, which are taken from {file}", flush=True)
+            print(f"going on after {', '.join(self)} (kept in {file})", flush=True)
 
     def __setitem__(self, name: str, hits: Tensor) -> None:
         super().__setitem__(name, hits)
@@ -262,15 +263,13 @@ class Kept(dict):
         """All there is but the worst, which is made of it."""
         I.save(self.file, {name: hits for name, hits in self.items() if name != "worst"})
 
-    def stop(self) -> None:
-        """Writes down what is there, and says so."""
+    def stop(self) -> str:
+        """Writes down what is there, and says so; "" if that is nothing."""
         done = [name for name in self if name not in ("clean", "worst")]
         if not done:
-            print("\nstopped before an attack was at its end: nothing of this is kept", flush=True)
-            return
+            return ""
         self.write()
-        told = f"\nstopped: {', '.join(done)} are kept in {self.file}"
-        print(f"{told}, and the same command goes on (a training: with --resume)", flush=True)
+        return f"{', '.join(done)} kept in {self.file}"
 
 
 CHOSEN = "balanced over classes, always the same ones"  # by infoard.test_images
@@ -316,9 +315,24 @@ def tell_of_batches(done: threading.Event, every: float) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def list_of_images(data: I.Data, n: int) -> str:
+    """The n test images that infoard.test_images chooses, a line each: index, class and, of a
+    folder, the file.
+    """
+    labels = data.y_test.tolist()
+    files = getattr(data, "test_files", [])
+    lines = []
+    for i in I.class_balanced(data.y_test, n).tolist():
+        words = [i, data.classes[labels[i]], *files[i : i + 1]]
+        lines.append("\t".join(map(str, words)) + "\n")
+    return "".join(lines)
+
+
 def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **options) -> dict:
     """infoard.evaluate for a run or the verb eval: of how many images, kept as it comes."""
     given = dict(options)
+    begun, ended = (Path(cfg.out or "", name).exists() for name in ("config.json", "results.json"))
+    of_a_run = bool(cfg.out) and begun and not ended
     if I.world()[1] == 1:
         attacks = I.chosen_attacks(options["attacks"])
         if "aa" in attacks:
@@ -330,21 +344,30 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
     try:
         with a_line_a_minute():
             result = I.evaluate(net, x, y, **given)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        found = ""
         if "kept" in given:
-            given["kept"].stop()
+            found = given["kept"].stop()
+        stopped.args += (found or "nothing of this evaluation is kept",)
+        if found and not of_a_run:  # that says by itself how it goes on
+            stopped.args += ("the same command goes on",)
         raise
-    begun, ended = (Path(cfg.out or "", name).exists() for name in ("config.json", "results.json"))
-    if "kept" in given and cfg.out and begun and not ended:
+    if "kept" in given and of_a_run:
         with contextlib.suppress(I.InfoardError):
             given["kept"].write()  # until the run has its results: another net may come
     elif "kept" in given:
         given["kept"].file.unlink(missing_ok=True)
     result["about"]["of"] = len(data.y_test)
+    listed = list_of_images(data, len(x)).encode(errors="surrogateescape")
+    result["about"]["images"] = {
+        "rule": f"infoard.class_balanced(y_test, {len(x)})",
+        "list_sha256": hashlib.sha256(listed).hexdigest(),
+    }
     if len(x) < len(data.y_test):
         result["about"]["chosen"] = CHOSEN
     if cfg.eval_subset is None and len(x) < len(data.y_test):
         result["about"]["by_default"] = True
+    result["worst_class_name"] = name_of_worst_class(result, y, data.classes)
     return result
 
 
@@ -406,6 +429,16 @@ def of_worst_class(worst: Tensor, y: Tensor) -> tuple[float, int]:
     return min(found)
 
 
+def name_of_worst_class(result: dict, y: Tensor, classes: list) -> str | None:
+    """The name of that class, or of all that have as little; None where nothing was attacked."""
+    worst = result["worst_class"]
+    if worst is None:
+        return None
+    present = y.unique().tolist()  # the order of per_class
+    shares = zip(present, result["per_class"], strict=True)
+    return of_names([classes[k] for k, share in shares if share == worst])
+
+
 # Columns that say nothing of gradients.
 NO_GRADIENTS = {"spatial", "corrupt", *further_attacks.SEVERITIES}
 
@@ -434,6 +467,10 @@ def look_closer(
     more = {"precision": precision_of(model), "ci95": intervals(right)}
     more.update(about=about, warnings=[])
     more["notes"] = nan_logits(model, x, right["clean"])
+    unmoved = [name for name, attack in about["attacks"].items() if attack.get("eps") == 0]
+    if unmoved:
+        told = f"warning: {', '.join(unmoved)} with a radius of 0: no attack, its x' is x"
+        more["notes"].append(told)
     if source is None:
         followed = [name for name in attacks if name not in NO_GRADIENTS]
         far = 0.0
@@ -469,6 +506,8 @@ def told(result: dict) -> str:
     if not about:
         return "\n".join([f"n {result['n']}", *result.get("notes", [])])
     lines = [protocol.told(about)]
+    if result.get("worst_class_name"):
+        lines = [f"worst_class is {result['worst_class_name']}  {lines[0]}"]
     starts = protocol.of_starts(about)
     if starts:
         lines.append(f"  {starts}")
@@ -481,19 +520,24 @@ def told(result: dict) -> str:
 
 
 def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int) -> None:
-    """Prints how good it is, in per cent; one at chance that was not trained here stops the run.
+    """Prints how good it is, in per cent; a guess that was not trained here stops the run.
 
-    At chance: the 95% interval of its accuracy, on so many images, reaches down to 1/K. Weak, and
-    warned of: at most twice chance, or a quarter of the way from chance to all if that is less.
+    Weak, and warned of: the 95% interval of its accuracy, on so many images, reaches down to
+    chance, or it is at most twice chance, or a quarter of the way from chance to all if that is
+    less. A guess: it reaches down to 1/K; where the images are uneven, a teacher may be of use
+    below chance.
     """
     hits = I.correct(net, x, y)
     accuracy = I.percent(hits)
-    chance = 100 / classes
-    at_chance = interval(hits.double().mean().item(), len(hits))[0] <= chance
-    weak = at_chance or accuracy <= min(2 * chance, chance + (100 - chance) / 4)
+    chance = chance_of(y)
+    low = interval(hits.double().mean().item(), len(hits))[0]
+    weak = low <= chance or accuracy <= min(2 * chance, chance + (100 - chance) / 4)
     told = f"teacher {name}: clean accuracy {accuracy} on {len(x)} test images"
     if weak:
-        told += f", chance is {chance:.1f}"
+        told += f", chance is {chance:.1f} (always one class)"
     told += judge(net, x, y, name, classes, weak)
-    I.require(not at_chance or name.startswith("runs/teachers/"), told)
+    from_here = name.startswith("runs/teachers/")
+    if weak and from_here:
+        told += ": raise --teacher-epochs"
+    I.require(low > 100 / classes or from_here, told)
     print(f"warning: {told}" if weak else told)

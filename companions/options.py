@@ -9,8 +9,13 @@ never sees the ball that it is named after. Where --step-size is not given it is
 [RSLAD] and its followers, unless that cannot reach eps: then 2.5 eps/K [Madry], and eps at most.
 """
 
+import contextlib
 import math
+import os
+import shlex
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import infoard as I
 
@@ -47,6 +52,23 @@ def as_pixels(value: float) -> str:
     return f"{255 * value:.3g}/255"
 
 
+def program() -> str:
+    """How this program is called from the current folder: the command that pip installs, or python
+    and the file.
+    """
+    if Path(sys.argv[0]).name in ("infoard", "infoard.exe"):
+        return "infoard"
+    file = os.path.abspath(I.__file__)
+    with contextlib.suppress(ValueError):  # on another drive no path leads there from here
+        file = min(file, os.path.relpath(file), key=len)
+    return f"python {shlex.quote(file)}"
+
+
+def command(*words) -> str:
+    """A command line of this program that can be copied as it is."""
+    return f"{program()} {shlex.join(map(str, words))}"
+
+
 # ==== 1. Attacks that cannot reach eps ============================================================
 
 
@@ -63,6 +85,13 @@ def about_reach(cfg: I.Config) -> list[str]:
         told = f"--step-size {as_pixels(chosen)}, 2.5 eps/steps and eps at most"
         return [f"{told}: {cfg.steps} steps of 2/255 do not reach eps {as_pixels(cfg.eps)}"]
     return []
+
+
+def about_no_radius(cfg: I.Config) -> list[str]:
+    """A line if the radius is zero."""
+    if cfg.eps > 0:
+        return []
+    return ["warning: --eps 0 is no attack: x' is x in training and evaluation (8/255 is usual)"]
 
 
 # ==== 2. Options that are not used ================================================================
@@ -162,7 +191,7 @@ def about_nothing(cfg: I.Config) -> list[str]:
 def remarks(cfg: I.Config) -> list[str]:
     """All lines, of resolved settings; an undefended net is not attacked."""
     lines = [] if cfg.framework in ("natural", "autoencoder") else about_reach(cfg)
-    lines += about_unused(cfg, unread(cfg)) + about_mixture(cfg)
+    lines += about_no_radius(cfg) + about_unused(cfg, unread(cfg)) + about_mixture(cfg)
     return lines + about_nothing(cfg)
 
 
@@ -192,6 +221,37 @@ def about_steps(cfg: I.Config, train: int, flag: str = "--epochs") -> list[str]:
     told += f" {flag} {cfg.epochs}) are too few to learn much"
     smaller = "lower --batch-size to 16 or " if cfg.batch_size > 16 else ""
     return [f"{told}: {smaller}raise {flag}"]
+
+
+SMALL = 8  # pixels that the nets here, which halve three times, see as one
+
+
+def about_size(size: int) -> list[str]:
+    """A line if images are too small for the nets here."""
+    if size >= SMALL:
+        return []
+    told = f"warning: images of {size} pixels show next to nothing, and nets here halve them three"
+    return [f"{told} times: --image-size 32 is usual, 0 leaves images as they are"]
+
+
+FEW_TO_CHOOSE = 500  # of so many the standard error of a share of a half is above 2 points
+
+
+def about_choice(cfg: I.Config, train: int, val: int) -> list[str]:
+    """A line if `best` is chosen on so few validation images that luck chooses it.
+
+    train, val: how many images are learned from, and how many are kept for the choice.
+    """
+    column = I.get_framework(cfg.framework).best_by
+    if not 0 < val < FEW_TO_CHOOSE or cfg.epochs < 2 or column == "epoch":
+        return []
+    error = 100 * math.sqrt(0.25 / val)
+    told = f"note: best is chosen by {column} on {val} validation images"
+    told += f" (standard error: up to {error:.1f} points)"
+    most = (train + val) // 10
+    if cfg.val_size < most:
+        return [f"{told}: raise --val-size (at most {most} here), or report last"]
+    return [f"{told}, a tenth of the training images, which is the most: report last"]
 
 
 def about_few(cfg: I.Config, train: int, test: int) -> list[str]:

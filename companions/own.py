@@ -13,6 +13,7 @@ shape of x; it may go without generator. infoard.py asks for imported, build, ch
 checked_rule and check_loss by name.
 """
 
+import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -48,6 +49,16 @@ def imported(entry: str) -> str:
             del sys.modules[module_name]
             raise
     return f"{module_name}:{name}"
+
+
+def nearest(error: BaseException) -> str:
+    """What may have been meant by the name of an AttributeError, in words, or ""."""
+    if not isinstance(error, AttributeError) or not error.name:
+        return ""
+    names = [name for name in dir(error.obj) if not name.startswith("__")]
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(error.name.lower(), lower, 1)
+    return f": did you mean {lower[near[0]]}?" if near else ""
 
 
 def fits(function: Callable, *arguments, **named) -> str:

@@ -4,6 +4,7 @@ A result of infoard.evaluate has it under "about":
 
     n, of      images that were looked at, and how many test images there are
     chosen     how those were chosen
+    images     by which rule, and the sha256 of the list that `eval --list FILE` writes
     eps, seed  the L-infinity radius in pixel units of [0,1]; of the attacks' random starts
     attacks    {column: norm, eps, steps, step_size, start, loss and more}; null: what its author
                knows

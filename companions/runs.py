@@ -15,8 +15,9 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -168,16 +169,31 @@ def same_run(cfg: I.Config, out: Path) -> None:
         same_data_as_finished(cfg, out)
 
 
+def new_lines(cfg: I.Config, remarks: Callable) -> list[str]:
+    """What remarks(cfg) says, but for what it said when the run was begun."""
+    lines = remarks(cfg)
+    if not (Path(cfg.out) / "last.pt").exists():
+        return lines
+    begun = begun_settings({"resume": True, "out": cfg.out})
+    told = remarks(I.Config(**begun).resolved())
+    return [line for line in lines if line not in told]
+
+
+def about_data(out: Path, data: I.Data, cfg: I.Config) -> list[str]:
+    """What is to be said of a training from its data."""
+    train = len(data.y_train)
+    if is_shared(out):
+        return options.about_steps(cfg, train, "--teacher-epochs")
+    few = options.about_few(cfg, train, len(data.y_test))
+    return options.about_size(data.x_train.shape[-1]) + few
+
+
 def go_on(cfg: I.Config, out: Path, data: I.Data) -> None:
     """One line, if an unfinished run was begun with other data; notes and tells another lr.
 
     Of any run it is told if there are fewer images than its settings are for.
     """
-    train, test = len(data.y_train), len(data.y_test)
-    lines = options.about_few(cfg, train, test)
-    if is_shared(out):
-        lines = options.about_steps(cfg, train, "--teacher-epochs")
-    for line in lines:
+    for line in new_lines(cfg, partial(about_data, out, data)):
         print(line)
     if not (out / "last.pt").exists():
         return
@@ -334,8 +350,13 @@ def same_classes(path: str, net: nn.Module, data: I.Data) -> None:
     """One line, if a net of this program knows other classes than the data; other data are told."""
     known = getattr(net, "trained_on", {})
     why = other_classes(known.get("classes", []), data.classes)
-    told = f"{path} was trained on {why}: it is not for these data (if names alone differ: export"
-    I.require(not why, f"{told} {path} leaves bare weights without them)")
+    told = f"{path} was trained on {why}: it is not for these data (if names alone differ:"
+    bare = options.command("export", path)
+    I.require(not why, f"{told} {bare} leaves bare weights without them)")
+    size = data.x_test.shape[-1]
+    if known.get("size", size) != size:
+        told = f"warning: {path} was trained on images of {known['size']} pixels, not {size}"
+        print(f"{told}: --image-size {known['size']} is what it knows")
     why = difference(known, described(data))
     if why and "test images" in why:
         print(f"note: the run of {path} had {why}")
@@ -454,10 +475,10 @@ def alone_in(out: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             tidy(out)
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if (out / "last.pt").exists():
-            how = "the same command" if wait else f"--resume --out {out}"
-            print(f"stopped: what is done is in {out}, {how} goes on", flush=True)
+            resumes = options.command("--resume", "--out", out)
+            stopped.args += (f"{'the same command' if wait else resumes} goes on",)
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -505,7 +526,7 @@ def learned_from(run: I.Run) -> int:
 def check_possible(cfg: I.Config, device: torch.device) -> None:
     """One line for what would fail only after hours, and one for each option of no effect."""
     if I.world()[0] == 0:
-        for line in options.remarks(cfg):
+        for line in new_lines(cfg, options.remarks):
             print(line)
     averaging.check(cfg)
     extra.check(cfg)
@@ -526,8 +547,13 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
 
 
 def introduce(run: I.Run) -> None:
-    """Prints what InfoARD compares in student and teacher; tries attacks of anyone's own once."""
+    """Prints on how few images `best` is chosen and what InfoARD compares in student and teacher;
+    tries attacks of anyone's own once.
+    """
     cfg = run.cfg
+    if run.at.step == 0 and not is_shared(Path(cfg.out)):
+        for line in options.about_choice(cfg, len(run.train), len(run.val)):
+            print(line)
     images = I.test_images(run.data, 2, run.device)
     for entry in cfg.attacks.split(","):
         if ":" in entry:
@@ -559,22 +585,29 @@ def provenance(cfg: I.Config, device: torch.device, data: I.Data) -> dict:
 
 # ==== 5. Ending ===================================================================================
 
+LEARN_MORE = "raise --epochs, or try another --batch-size or --lr"
+
+
+def chance_of(y: Tensor) -> float:
+    """Chance, for students and teachers: what is right, in per cent, of always saying the class
+    that most of these labels are of.
+    """
+    return 100 * y.bincount().max().item() / len(y)
+
 
 def about_chance(result: dict, y: Tensor, hint: str) -> list[str]:
-    """A line if a net is not told apart from one that always says the most common class.
+    """A line if the 95% interval of a net's clean accuracy reaches down to chance.
 
-    y: the labels of all test images. At chance: the 95% interval of its clean accuracy, on so many
-    images, reaches down to that class's share of them.
+    y: the labels of all test images.
     """
-    looked_at = y[I.class_balanced(y, result["n"])]
-    chance = 100 * looked_at.bincount().max().item() / len(looked_at)
+    chance = chance_of(y[I.class_balanced(y, result["n"])])
     low, high = result["ci95"]["clean"]
     if low > chance:
         return []
     told = (
         f"warning: clean accuracy {result['clean']} on {result['n']} images (95%: {low} to {high})"
     )
-    return [f"{told} is not above chance, {chance:.1f}, that of always one class: {hint}"]
+    return [f"{told} cannot be told from chance, {chance:.1f} (always one class): {hint}"]
 
 
 def add_findings(run: I.Run, net: nn.Module, results: dict) -> None:
@@ -583,7 +616,9 @@ def add_findings(run: I.Run, net: nn.Module, results: dict) -> None:
     """
     if "ema" in run.parts:
         averaging.add_raw(run, results)
-    hint = "raise --epochs, or try another --batch-size or --lr"
+    hint = LEARN_MORE
+    if is_shared(Path(run.cfg.out)):
+        hint = hint.replace("--epochs", "--teacher-epochs")
     results["last"]["notes"] += about_chance(results["last"], run.data.y_test, hint)
     if results["best"] is not results["last"]:
         results["best"]["notes"] += about_chance(results["best"], run.data.y_test, hint)
@@ -600,9 +635,9 @@ def not_evaluated(cfg: I.Config, out: Path) -> list[str]:
     missing = [name for name in columns if best.get(name) is None]
     words = []
     if missing:
-        words.append(f"--attacks {cfg.attacks}")
+        words += ["--attacks", cfg.attacks]
     if cfg.eval_subset is not None and n < min(cfg.eval_subset or of, of):
-        words.append(f"--eval-subset {cfg.eval_subset}")
+        words += ["--eval-subset", cfg.eval_subset]
     if not words:
         return []
     done = [name for name in (*I.METRICS, *columns) if best.get(name) is not None]
@@ -610,9 +645,8 @@ def not_evaluated(cfg: I.Config, out: Path) -> list[str]:
     told = f"it was evaluated with {', '.join(done)} on {n} images"
     if missing:
         told += f", without {', '.join(missing)}"
-    from companions.cli import program
-
-    return [f"{told}; this does more: {program()} eval {out}/best.pt {' '.join(words)}"]
+    more = options.command("eval", out / "best.pt", *words, "--out", out)
+    return [f"{told}; this does more: {more}"]
 
 
 def draw_what_is_missing(cfg: I.Config, out: Path) -> None:

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import infoard as I
-from companions import checkpoints, cli, recipes
+from companions import checkpoints, cli, options, recipes
 from test_infoard import error_of, own_file
 
 ROOT = Path(I.__file__).parent
@@ -55,6 +55,18 @@ def test_help_lists_the_verbs_with_examples_that_are_understood(capsys):
         if hasattr(cli.get_verb(verb), "options"):
             given.pop("own", None)  # what the verb alone has
         check_settings(given)
+
+
+@pytest.mark.parametrize("place", [".", "docs", ".."])
+def test_a_command_that_is_told_runs_from_where_one_is(place, monkeypatch):
+    monkeypatch.chdir(Path(I.__file__).parent / place)
+    monkeypatch.setattr(cli.sys, "argv", ["infoard.py"])
+    told = options.command("eval", "a folder/best.pt", "--out", Path("e"))
+    program, file, *words = shlex.split(told)
+    assert program == "python" and Path(file).resolve() == Path(I.__file__).resolve()
+    assert words == ["eval", "a folder/best.pt", "--out", "e"]
+    monkeypatch.setattr(cli.sys, "argv", ["/usr/bin/infoard", "eval"])
+    assert options.command("tables", "e") == "infoard tables e"
 
 
 @pytest.mark.parametrize(
@@ -449,10 +461,40 @@ def test_eval_tells_that_there_are_fewer_images_and_a_net_at_chance(desk, capsys
     shown = capsys.readouterr().out
     n = len(I.render_shapes().x_test)
     assert f"note: --eval-subset 9999 takes all {n} test images" in shown
-    assert "is not above chance, 10.0, that of always one class: are its data" in shown
+    own = "cannot be told from chance, 10.0 (always one class): train it again: raise --epochs"
+    assert own in shown
+    assert I.main(["eval", "stranger.pt", *line[2:], "--attacks", "clean"]) == 0
+    assert "(always one class): are its data, its normalisation" in capsys.readouterr().out
     assert I.main(["eval", "teacher.pt", "--attacks", "clean", "--eval-subset", "40"]) == 0
     shown = capsys.readouterr().out
     assert "chance" not in shown and "takes all" not in shown
+
+
+@pytest.mark.parametrize("size, told", [(32, False), (64, True)])
+def test_eval_on_images_of_another_size_than_a_net_has_learned_from_is_told(
+    size, told, desk, monkeypatch, capsys
+):
+    data = I.render_shapes()
+    times = size // 32
+    larger = data.x_test.repeat_interleave(times, 2).repeat_interleave(times, 3)
+    data = dataclasses.replace(data, x_test=larger)
+    monkeypatch.setattr(I, "load_dataset", lambda *args, **options: data)
+    assert I.main(["eval", "teacher.pt", "--attacks", "clean", "--eval-subset", "10"]) == 0
+    line = "warning: teacher.pt was trained on images of 32 pixels, not 64: --image-size 32"
+    assert (line in capsys.readouterr().out) == told
+
+
+def test_the_images_of_a_result_can_be_found_by_its_json(desk):
+    line = ["eval", "teacher.pt", "--attacks", "clean", "--eval-subset", "25", "--device", "cpu"]
+    assert I.main([*line, "--list", "images.txt", "--out", "e"]) == 0
+    about = json.loads(Path("e/eval.json").read_text())["about"]
+    assert about["images"]["list_sha256"] == I.digest("images.txt")
+    assert about["images"]["rule"] == "infoard.class_balanced(y_test, 25)"
+    rows = [row.split("\t") for row in Path("images.txt").read_text().splitlines()]
+    data = I.render_shapes()
+    x, y = I.test_images(data, 25, torch.device("cpu"))
+    assert [name for _, name in rows] == [data.classes[k] for k in y]
+    assert torch.equal(data.x_test[[int(i) for i, _ in rows]], x)
 
 
 def test_eval_takes_attacks_of_anyones_own(desk):

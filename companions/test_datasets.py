@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
 import infoard as I
-from companions import datasets
+from companions import datasets, evaluation
 from test_infoard import noise, one_line
 
 each = pytest.mark.parametrize
@@ -326,6 +326,18 @@ def test_a_cache_holds_the_pixels_and_leaves_nothing_else(small, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+@each("place", ["d", "d.zip"])
+def test_the_files_of_test_images_are_known(place, tmp_path):
+    """Of a folder and of its archive the same, whether they are decoded now or were before."""
+    write_folder(tmp_path / "d")
+    shutil.make_archive(tmp_path / "d", "zip", tmp_path / "d")
+    for _ in range(2):
+        data = load("folder", tmp_path, place)
+        lines = evaluation.list_of_images(data, 2).splitlines()
+        assert lines == ["0\tbee\ttest/bee/a.png", "1\tcow\ttest/cow/a.png"]
+    assert evaluation.list_of_images(data, 1).splitlines() == lines[:1]
+
+
 def break_in_place(images, facts):
     damage(images, 0.5, cut=False)
 
@@ -337,6 +349,9 @@ BROKEN_CACHES = {
     "cut facts": lambda images, facts: damage(facts, 0.5, cut=True),
     "empty facts": lambda images, facts: facts.write_text(""),
     "other facts": lambda images, facts: facts.write_text("[1]"),
+    "facts without files": lambda images, facts: facts.write_text(
+        facts.read_text().replace('"test_files"', '"others"')
+    ),
     "facts of reader 1": lambda images, facts: facts.write_text('{"labels": [0], "train": 1}'),
 }
 

@@ -19,7 +19,7 @@ from scipy import stats
 from torch import nn
 
 import infoard as I
-from companions import autoattack, evaluation, protocol
+from companions import autoattack, evaluation, options, protocol, runs
 from test_infoard import (
     R,
     evaluate,
@@ -352,7 +352,8 @@ def checking(right, classes, monkeypatch, name="t.pt"):
     """check_teacher of a net that is right on so many of 100 images; no more is said of it."""
     monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
     monkeypatch.setattr(evaluation, "judge", lambda *about: "")
-    return partial(evaluation.check_teacher, None, torch.zeros(100, 3), None, name, classes)
+    y = torch.arange(100) % classes
+    return partial(evaluation.check_teacher, None, torch.zeros(100, 3), y, name, classes)
 
 
 @each("right", [10, 15, 16, 20, 21, 100])
@@ -366,7 +367,8 @@ def test_only_a_teacher_that_is_told_apart_from_chance_passes(right, monkeypatch
         assert capsys.readouterr().out == f"{told}\n"
     elif low > 0.1:  # no more than twice chance is weak
         check()
-        assert capsys.readouterr().out == f"warning: {told}, chance is 10.0\n"
+        line = f"warning: {told}, chance is 10.0 (always one class)\n"
+        assert capsys.readouterr().out == line
     else:
         with pytest.raises(I.InfoardError, match=f"{told}, chance is 10.0") as error:
             check()
@@ -376,7 +378,38 @@ def test_only_a_teacher_that_is_told_apart_from_chance_passes(right, monkeypatch
 @each("right", [10, 20, 21, 100])
 def test_a_weak_teacher_that_was_trained_here_only_warns(right, monkeypatch, capsys):
     checking(right, 10, monkeypatch, "runs/teachers/a/best.pt")()
-    assert ("warning" in capsys.readouterr().out) == (right <= 20)
+    shown = capsys.readouterr().out
+    assert ("warning" in shown) == (right <= 20)
+    assert ("(always one class): raise --teacher-epochs\n" in shown) == (right <= 20)
+
+
+@each("right", [22, 40, 95])
+def test_chance_is_one_for_teachers_and_students(right, monkeypatch, capsys):
+    """Of five classes one is missing among the test images: chance is a fourth for both."""
+    y = torch.arange(100) % 4
+    monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
+    monkeypatch.setattr(evaluation, "judge", lambda *about: "")
+    name = "runs/teachers/a/best.pt"
+    evaluation.check_teacher(None, torch.zeros(100, 3), y, name, 5)
+    of_teacher = capsys.readouterr().out
+    low, high = evaluation.interval(right / 100, 100)
+    result = {"clean": right, "n": 100, "ci95": {"clean": [low, high]}}
+    of_student = "".join(runs.about_chance(result, y, "more"))
+    assert ("chance is 25.0" in of_teacher) == (right <= 43.75)
+    assert ("chance, 25.0 (always one class): more" in of_student) == (right == 22)
+
+
+@each("right, stops", [(40, True), (70, False)])
+def test_a_teacher_for_uneven_images_stops_nothing_unless_it_guesses(
+    right, stops, monkeypatch, capsys
+):
+    y = (torch.arange(100) >= 90).long()
+    monkeypatch.setattr(I, "correct", lambda net, x, y: torch.arange(100) < right)
+    monkeypatch.setattr(evaluation, "judge", lambda *about: "")
+    expected = pytest.raises(I.InfoardError) if stops else contextlib.nullcontext()
+    with expected:
+        evaluation.check_teacher(None, torch.zeros(100, 3), y, "t.pt", 2)
+    assert ("warning: " in capsys.readouterr().out) == (not stops)
 
 
 @each(
@@ -495,6 +528,54 @@ def test_a_worst_class_of_few_images_is_noted_with_its_interval(n, noted):
     assert (note in more["notes"]) == noted
 
 
+@each(
+    "per_class, name",
+    [
+        ([50.0, 0.0, 10.0], "dog"),
+        ([20.0, 50.0, 20.0], "cat, fox"),
+    ],
+)
+def test_the_worst_class_is_told_by_name(per_class, name):
+    result = {"worst_class": min(per_class), "per_class": per_class}
+    y = torch.tensor([3, 0, 1, 3])  # of class 2 there is no image
+    classes = ["cat", "dog", "emu", "fox"]
+    result["worst_class_name"] = evaluation.name_of_worst_class(result, y, classes)
+    assert result["worst_class_name"] == name
+    line = evaluation.told({**result, "about": {"n": 4, "attacks": {}}})
+    assert line == f"worst_class is {name}  n 4  |  not attacked"
+
+
+def test_an_evaluation_names_the_worst_class(desk, capsys):
+    line = ["eval", "done/last.pt", "--eval-subset", "20", "--device", "cpu", "--out", "named"]
+    for attacks in ("clean", "clean,fgsm"):
+        assert I.main([*line, "--attacks", attacks]) == 0
+        found = json.loads(Path("named/eval.json").read_text())
+        name = found["worst_class_name"]
+        if attacks == "clean":
+            assert name is None
+        else:
+            of_them = I.render_shapes(20, 20).classes[
+                found["per_class"].index(found["worst_class"])
+            ]
+            assert name.startswith(of_them)
+            assert f"  worst_class is {name}  n 20 of" in capsys.readouterr().out
+
+
+@each(
+    "eps, eps_l2, told",
+    [
+        (0.0, 0.5, "warning: fgsm with a radius of 0: no attack, its x' is x"),
+        (0.01, 0.0, "warning: pgd_l2 with a radius of 0: no attack, its x' is x"),
+        (0.01, 0.5, None),
+    ],
+)
+def test_an_attack_of_radius_zero_is_told(eps, eps_l2, told):
+    net, x, y = identity_net(10)
+    result = I.evaluate(net, x, y, attacks="clean,fgsm,pgd_l2", eps=eps, eps_l2=eps_l2)
+    lines = [note for note in result["notes"] if "radius" in note]
+    assert lines == [told] * (told is not None)
+
+
 def test_what_was_not_attacked_has_no_worst(lab):
     for attacks in ("clean", "clean,corrupt", "clean,pgd_l2"):
         result = evaluate(lab.net, 10, attacks=attacks)
@@ -530,7 +611,10 @@ def test_a_stopped_evaluation_goes_on_where_it_was(desk, lab, monkeypatch, capsy
     line += ["--out", "e"]
     called, switch = stopping_at("bim", monkeypatch)
     assert I.main(line) == 130
-    assert "stopped: fgsm, darker are kept in e/unfinished-" in capsys.readouterr().out
+    (told,) = capsys.readouterr().err.splitlines()
+    kept = str(next(Path("e").glob("unfinished-*")))
+    expected = f"fgsm, darker kept in {kept}: the same command goes on"
+    assert told == f"infoard: stopped by SIGINT: {expected}"
     assert called == ["fgsm", "bim"] and len(list(Path("e").glob("unfinished-*"))) == 1
 
     called.clear()
@@ -542,13 +626,46 @@ def test_a_stopped_evaluation_goes_on_where_it_was(desk, lab, monkeypatch, capsy
     called.clear()
     assert I.main(line) == 0
     assert "fgsm" not in called and called[0] == "bim"
-    assert "going on after fgsm, which" in capsys.readouterr().out  # not after one's own
+    assert "going on after fgsm (kept in e/" in capsys.readouterr().out  # not after one's own
     assert not list(Path("e").glob("unfinished-*"))
     found = json.loads(Path("e/eval.json").read_text())
 
     called.clear()
     assert I.main(line) == 0  # nothing is left over
     assert called[0] == "fgsm" and json.loads(Path("e/eval.json").read_text()) == found
+
+
+def test_a_stop_before_an_attack_is_at_its_end_promises_nothing(desk, monkeypatch, capsys):
+    stopping_at("fgsm", monkeypatch)
+    line = ["eval", "done/last.pt", "--attacks", "clean,fgsm", "--eval-subset", "10"]
+    assert I.main(line) == 130
+    expected = "infoard: stopped by SIGINT: nothing of this evaluation is kept\n"
+    assert capsys.readouterr().err == expected
+
+
+@each("killed", [False, True])
+def test_stages_of_autoattack_are_kept_one_by_one(killed, desk, monkeypatch):
+    """After Ctrl-C, and after a kill, which leaves no time to write anything down."""
+    called = []
+    stop_at = ["fab-t"]
+
+    def stage(part, net, x, y, *others):
+        called.append(part)
+        if part in stop_at:
+            raise KeyboardInterrupt
+        return x
+
+    monkeypatch.setattr(autoattack, "attack_by", stage)
+    if killed:
+        monkeypatch.setattr(evaluation, "SLOW", 0)  # as hours are
+        monkeypatch.setattr(evaluation.Kept, "stop", lambda self: "")
+    line = ["eval", "done/last.pt", "--attacks", "clean,aa", "--eval-subset", "10", "--out", "e"]
+    assert I.main(line) == 130
+    assert called == ["apgd-ce", "apgd-t", "fab-t"]
+    called.clear()
+    stop_at.clear()
+    assert I.main(line) == 0
+    assert called == ["fab-t", "square"]
 
 
 def best_first(monkeypatch):
@@ -586,9 +703,10 @@ def test_a_stopped_evaluation_of_a_run_keeps_what_both_nets_have(
         ended = stopped.code
     assert ended == code
     shown = capsys.readouterr()
-    assert "stopped: fgsm are kept in r/unfinished-" in shown.out
-    assert "stopped: what is done is in r, --resume --out r goes on" in shown.out
-    assert f"infoard: stopped by {number.name}" in shown.err
+    assert "stopped" not in shown.out
+    (told,) = shown.err.splitlines()
+    assert told.startswith(f"infoard: stopped by {number.name}: fgsm kept in r/unfinished-")
+    assert told.endswith(f"pt: {options.program()} --resume --out r goes on")
     assert called == ["fgsm", "bim", "cw", "fgsm"]  # of last; of best
     assert len(list(Path("r").glob("unfinished-*"))) == 2
 
@@ -596,7 +714,7 @@ def test_a_stopped_evaluation_of_a_run_keeps_what_both_nets_have(
     assert I.main(["--resume", "--out", "r"]) == 0
     assert called == ["bim", "cw"]
     shown = capsys.readouterr().out
-    assert "going on after fgsm, bim, cw, which" in shown and "going on after fgsm, which" in shown
+    assert "after fgsm, bim, cw (kept in r/" in shown and "after fgsm (kept in r/" in shown
     assert not list(Path("r").glob("unfinished-*"))
 
     best_first(monkeypatch)
@@ -673,7 +791,7 @@ def test_every_evaluation_of_a_run_or_of_eval_is_watched(lab, tmp_path, monkeypa
 
     monkeypatch.setattr(evaluation, "a_line_a_minute", watch)
     cfg = I.Config(attacks="clean", eval_subset=20, out=str(tmp_path))
-    data = SimpleNamespace(y_test=torch.zeros(2000))
+    data = SimpleNamespace(y_test=torch.zeros(2000).long(), classes=["cat", "dog", "emu"])
     images = rand(20, 3, 32, 32).float(), torch.arange(20) % 3
     result = evaluation.looked_at(cfg, data, lab.net, *images, attacks="clean")
     assert entered == [True]

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -330,7 +329,7 @@ def test_what_a_run_keeps_of_its_generated_images(tmp_path):
     assert len(config["data"]["extra_sha256"]) == 64
     assert config["settings"]["extra"] == path and config["settings"]["extra_share"] == 0.7
     net = I.load_teacher(f"{tmp_path}/r/last.pt", None, 10)
-    runs.same_classes("last.pt", net, SimpleNamespace(classes=SMALL.classes, about={}))
+    runs.same_classes("last.pt", net, dataclasses.replace(SMALL, about={}))
 
 
 def test_a_run_without_generated_images_knows_nothing_of_them():

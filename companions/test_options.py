@@ -50,6 +50,12 @@ def test_steps_that_do_not_reach_eps_are_told(given_options, told):
     assert told in line
 
 
+@each("eps, told", [(0.0, True), (1e-4, False)])
+def test_a_radius_of_zero_is_told(eps, told):
+    lines = [line for line in options.remarks(settings_of(eps=eps)) if "--eps 0 is no" in line]
+    assert bool(lines) == told
+
+
 def test_what_is_given_is_taken():
     assert settings_of(steps=3, step_size=2 / 255).step_size == 2 / 255
     assert settings_of(steps=3, step_size=0.0).step_size == 0.0
@@ -146,6 +152,33 @@ def test_more_test_images_than_there_are_is_told(asked, told):
     lines = options.about_few(cfg, 180, 45)
     takes_all = [f"note: --eval-subset {asked} takes all 45 test images: there are no more"]
     assert lines == takes_all * told + ["note: --subset 181 takes all 180 training images"]
+
+
+@each("size, told", [(3, True), (7, True), (8, False), (32, False)])
+def test_images_that_show_nothing_are_told(size, told):
+    lines = options.about_size(size)
+    assert [line.startswith(f"warning: images of {size} pixels") for line in lines] == [True] * told
+
+
+@each(
+    "val, val_size, advice",
+    [
+        (499, 499, "raise --val-size (at most 1000 here), or report last"),
+        (60, 1000, "a tenth of the training images, which is the most: report last"),
+        (500, 500, None),
+        (0, 0, None),  # best is the last epoch
+    ],
+)
+def test_a_choice_on_few_images_is_told(val, val_size, advice):
+    train = 10_000 - val if val != 60 else 540
+    lines = options.about_choice(settings_of(val_size=val_size), train, val)
+    assert len(lines) == (advice is not None)
+    for line in lines:
+        error = 100 * (0.5 * 0.5 / val) ** 0.5  # of the share of heads among so many coins
+        told = f"by val_pgd on {val} validation images (standard error: up to {error:.1f} points)"
+        assert told in line
+        assert advice in line and error > 2
+    assert options.about_choice(settings_of(epochs=1), train, val) == []
 
 
 # ==== 4. A teacher that nobody needs ==============================================================

@@ -231,6 +231,17 @@ def test_what_is_missing_is_one_line(options, why, code, capsys):
     assert one_line(error)
 
 
+@each(
+    "name, meant",
+    [("MIME", ": did you mean MINE?"), ("mine", ": did you mean MINE?"), ("strange", "")],
+)
+def test_a_name_that_a_module_does_not_have_is_told_with_the_nearest(name, meant, tmp_path):
+    (tmp_path / "m.py").write_text("def MINE():\n    pass\n")
+    with pytest.raises(I.InfoardError) as error:
+        I.resolve({}, f"{tmp_path}/m.py:{name}", "framework")
+    assert str(error.value).endswith(f"has no attribute {name!r}{meant}")
+
+
 ATTACKS = [("too_far", "more than eps 0.03137"), ("outside", "leaves"), ("nothing", "NoneType")]
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 import infoard as I
 from companions import cli, evaluation, figures, runs
+from companions.options import remarks
 from companions.runs import same_settings
 from test_infoard import (
     begun,
@@ -399,6 +400,18 @@ def test_options_of_a_framework_are_taken_and_understood(earlier, place):
     )
 
 
+def test_what_was_said_when_a_run_began_is_not_said_again(place):
+    cfg = I.Config(framework="at", alpha=0.5, infoard=False, out="n").resolved()
+    I.save(Path("n/config.json"), {"settings": dataclasses.asdict(cfg)})
+    (line,) = runs.new_lines(cfg, remarks)
+    assert "--alpha 0.5 is not used" in line
+    Path("n/last.pt").touch()
+    assert runs.new_lines(cfg, remarks) == []
+    other = dataclasses.replace(cfg, eps_l2=1.0)  # what may change when it goes on
+    (line,) = runs.new_lines(other, remarks)
+    assert "--eps-l2 1.0 is not used" in line
+
+
 def test_a_diverged_run_goes_on_by_its_folder_and_another_lr(place, capsys):
     unfinished()
     Path("o/diverged.json").write_text("{}")
@@ -413,8 +426,9 @@ def test_a_finished_run_tells_with_what_it_was_evaluated(place, capsys):
     code, told = gone_on(capsys, "--attacks", "clean,fgsm,pgd")
     assert code == 0
     line = "it was evaluated with clean on 8 images, without fgsm, pgd_sat, pgd_trades; this does"
-    assert f"{line} more: python infoard.py eval o/best.pt --attacks clean,fgsm,pgd\n" in told
-    command = told.partition("python infoard.py ")[2].splitlines()[0]
+    more = f"{cli.program()} eval o/best.pt --attacks clean,fgsm,pgd --out o\n"
+    assert f"{line} more: {more}" in told
+    command = told.partition(f"more: {cli.program()} ")[2].splitlines()[0]
     assert I.main([*command.split(), "--device", "cpu"]) == 0
     assert "fgsm" in capsys.readouterr().out
     assert "evaluated with" not in gone_on(capsys, "--attacks", "clean")[1]
@@ -430,7 +444,7 @@ def test_a_finished_run_tells_of_how_many_images_it_is(subset, told, place):
     assert bool(lines) == told
     if told:
         assert "evaluated with clean on 5 images; " in lines[0]
-        assert lines[0].endswith(f"o/best.pt --eval-subset {subset}")
+        assert lines[0].endswith(f"o/best.pt --eval-subset {subset} --out o")
 
 
 def test_of_a_shared_teacher_that_is_finished_nothing_is_said(tmp_path, monkeypatch, capsys):
@@ -515,7 +529,7 @@ def test_a_net_is_held_against_always_one_class(right, n, classes, chance):
     lines = runs.about_chance(result, y, "try more")
     assert bool(lines) == (low <= 100 / classes)
     if lines:
-        assert f"not above chance, {chance:.1f}, that of always one class: try more" in lines[0]
+        assert f"be told from chance, {chance:.1f} (always one class): try more" in lines[0]
     y = torch.tensor([0] * (n - 1) + [1])  # nearly all of one class
     assert runs.about_chance(result, y, "")
 
@@ -523,8 +537,8 @@ def test_a_net_is_held_against_always_one_class(right, n, classes, chance):
 def test_a_student_that_has_learned_nothing_is_told(tmp_path, capsys):
     results = run(tmp_path / "r", framework="natural", lr=0.0, epochs=1)
     shown = capsys.readouterr().out
-    assert shown.count("is not above chance") == 1
-    assert sum("is not above chance" in note for note in results["best"]["notes"]) == 1
+    assert shown.count("cannot be told from chance") == 1
+    assert sum("cannot be told from chance" in note for note in results["best"]["notes"]) == 1
     about = "360 training images, --batch-size 64, --epochs 1"
     assert f"warning: 6 steps in all ({about}) are too few to learn much: lower" in shown
 
