@@ -104,8 +104,8 @@ def resolve(table: dict, name: str, what: str):
     except Exception as error:  # whatever foreign code raises
         if isinstance(error, ImportError) and not entry.startswith(error.name or entry):
             raise  # a package that it needs: the command line says how to install it
-        meant = what != "companion" and optional("own:nearest")(error) or ""
-        raise InfoardError(f"cannot import the {what} {entry}: {error}{meant}") from None
+        meant = None if what == "companion" else optional("own:nearest")(error)
+        raise InfoardError(f"cannot import the {what} {entry}: {error}{meant or ''}") from None
     usable = callable(found) or is_dataclass(found)
     require(usable, f"the {what} {entry} is a {type(found).__name__}, which cannot be called")
     return found
