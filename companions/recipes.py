@@ -428,6 +428,7 @@ LONGER = [  # longer than InfoARD takes, whose teacher they lack
 ]
 
 ADAAD = [  # whom the larger radii go to
+    ("adaad/plain", "--framework adaad --no-infoard"),
     ("adaad/asa", "--framework adaad --mim off --asa teacher --lam-hi 2"),
     ("adaad/uniform", "--framework adaad --mim off --asa uniform --lam-hi 2"),
 ]
@@ -447,8 +448,6 @@ COPIES = [  # runs that comparisons have in common: from, to
     ("controls/infoard", "teacher/strong/infoard"),
     ("controls/plain", "attacks/plain"),
     ("controls/infoard", "attacks/infoard"),
-    ("T1/adaad/plain", "adaad/plain"),
-    ("T1/adaad/radii2", "adaad/radii2"),
 ]
 
 KINDS = "noise,shot,impulse,blur,bright,contrast,pixelate,jpeg"
@@ -529,7 +528,7 @@ def gpu_evidence_runs(extra: Sequence[str] = ()) -> list[Run]:
     row = ("teacher", "--student wrn_34_10 --framework trades --no-infoard --attacks clean,pgd_sat")
     teachers = expand(GPU_EVIDENCE, [row], seeds=[77], common=common, extra=extra, stage=NEEDED)
     rows = [(name, options) for name, options in CONTROLS if name.split("/")[1] in GPU_CONTROLS]
-    rows += lifted("adaad", "--framework adaad") + ADAAD
+    rows += [("adaad/infoard", "--framework adaad"), *ADAAD]
     common += f" --student resnet18 --teacher {GPU_EVIDENCE}/teacher/s77/last.pt --eval-subset 0"
     common += " --attacks clean,fgsm,pgd_sat,cw,apgd"
     return teachers + expand(GPU_EVIDENCE, rows, seeds=[0, 1, 2], common=common, extra=extra)

@@ -239,7 +239,7 @@ def evidence():
 def test_evidence_has_its_grid(evidence):
     teachers = [name for name in evidence if name.startswith("teachers/")]
     controls, frameworks, radii, longer, taught = 14, 8 * 2, 3, 2, 3 * 2
-    adaad, twelve, size32 = 2, 2 * 2, 2
+    adaad, twelve, size32 = 3, 2 * 2, 2
     students = controls + frameworks + radii + longer + taught + adaad + twelve + size32
     assert len(teachers) == 6 and list(evidence)[:6] == teachers
     assert len(evidence) == len(R.evidence_runs()) == 6 + 3 * students + 3 * adaad
