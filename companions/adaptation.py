@@ -86,7 +86,12 @@ def boundary_distance(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def clipped(d: Tensor, threat: I.Threat, lam: tuple[float, float]) -> I.Threat:
     """eps_i = clip(d_i, lam_lo eps, lam_hi eps), alpha_i = alpha eps_i/eps, both [B]."""
     eps = d.clamp(lam[0] * threat.eps, lam[1] * threat.eps)
-    return replace(threat, eps=eps, alpha=threat.alpha * eps / max(threat.eps, 1e-12))
+    base = threat.eps
+    if isinstance(base, Tensor):  # a radius for each image
+        base = base.clamp(min=1e-12)
+    else:
+        base = max(base, 1e-12)
+    return replace(threat, eps=eps, alpha=threat.alpha * eps / base)
 
 
 def asked_distance(y: Tensor, distance, teacher, x, steps_lo: int) -> Tensor:

@@ -33,6 +33,8 @@ def check(cfg: I.Config) -> None:
     """One line for settings of averages that make no sense together."""
     I.require(not (cfg.ema and cfg.swa), "--ema and --swa are two averages: choose one")
     I.require(cfg.ema or not cfg.ema_ramp, "--ema-ramp is of --ema: add --ema 0.995")
+    told = "--ema 1 stays at the weights of the first step: choose a decay below 1, such as 0.995"
+    I.require(cfg.ema < 1 or cfg.ema_ramp, told)
     told = f"--swa {cfg.swa} is past the last epoch, {cfg.epochs}: nothing would be averaged"
     I.require(cfg.swa <= cfg.epochs, told)
 

@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 import infoard as I
+from companions import averaging
 from companions.evaluation import precision
 from companions.tables import markdown
 
@@ -52,8 +53,9 @@ def eval_mode_alone(*models) -> Iterator[None]:
 
 
 def to_float_nchw(x: Tensor, device: str | torch.device) -> Tensor:
-    """to_float of uint8 images in the usual memory layout."""
-    return x.to(device).contiguous().float() / 255
+    """to_float in the usual memory layout."""
+    x = x.to(device).contiguous()
+    return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
 @contextlib.contextmanager
@@ -203,9 +205,10 @@ def kinds_of_step(cfg: I.Config) -> dict[str, Kind]:
     kinds = {
         "ordinary": Kind(replace(plain, amp="off", compile=False), nchw=True, unfrozen=True),
         "plain": Kind(plain),
-        "infoard": Kind(info),
-        "schedule": Kind(replace(info, steps_lo=cfg.steps_lo or 1)),
     }
+    if I.get_framework(cfg.framework).infoard:
+        kinds["infoard"] = Kind(info)
+        kinds["schedule"] = Kind(replace(info, steps_lo=cfg.steps_lo or 1))
     for term in filter(None, cfg.plus.split(",")):
         kinds[term] = Kind(replace(plain, plus=term))
     if cfg.ema:
@@ -411,10 +414,16 @@ def time_kinds(
     size = start.image_size or 32
     data = random_data(2 * start.batch_size + 2, size)
 
+    settings = []  # all of them first: a mistake in the last must not lose what was timed
+    for framework in frameworks.split(","):
+        cfg = replace(start, framework=framework.strip(), teacher=None, val_size=0).resolved()
+        averaging.check(cfg)
+        settings.append(cfg)
+
     rows = {}
     peaks = {} if peaks is None else peaks
-    for framework in frameworks.split(","):
-        cfg = replace(start, framework=framework, teacher=None, val_size=0).resolved()
+    for cfg in settings:
+        framework = cfg.framework
         teacher = I.build_model(cfg.teacher_arch, size=size).eval().requires_grad_(False)
         found = measured(kinds_of(cfg), teacher, data, device, rounds=rounds, peaks=peaks)
         for kind, row in found.items():

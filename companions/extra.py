@@ -74,7 +74,7 @@ def member_of(archive: zipfile.ZipFile, path: Path, name: str) -> zipfile.ZipInf
     named = [item.removesuffix(".npy") for item in archive.namelist()]
     told = f"--extra: {path} has {', '.join(named) or 'nothing'}, not image and label"
     I.require(name in named, f"{told}: write it with numpy.savez(file, image=x, label=y)")
-    return archive.getinfo(f"{name}.npy")
+    return archive.getinfo(archive.namelist()[named.index(name)])
 
 
 def unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> Path:
@@ -126,7 +126,7 @@ def array_of(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray:
 def checked(path: Path, image: np.ndarray, label: np.ndarray, classes: int) -> None:
     """One line for arrays that are no images of these classes."""
     told = f"--extra: {path}: image is {image.dtype} {list(image.shape)}"
-    shaped = image.ndim == 4 and image.shape[-1] == 3 and len(image) > 0
+    shaped = image.ndim == 4 and image.shape[-1] == 3 and image.size > 0
     I.require(image.dtype == np.uint8 and shaped, f"{told}, not uint8 [N,H,W,3]")
     told = f"--extra: {path}: label is {label.dtype} {list(label.shape)}"
     integers = np.issubdtype(label.dtype, np.integer) and label.shape == image.shape[:1]
@@ -142,9 +142,9 @@ def opened(path: Path, classes: int) -> tuple[np.ndarray, Tensor]:
         with zipfile.ZipFile(path) as archive:
             image, label = [array_of(archive, path, name) for name in ("image", "label")]
             checked(path, image, label, classes)
-    except I.InfoardError:
+    except (I.InfoardError, OSError):
         raise
-    except (zipfile.BadZipFile, ValueError, EOFError, struct.error, NotImplementedError) as error:
+    except Exception as error:  # whatever a damaged file makes its readers raise
         why = " ".join(str(error).split())
         raise I.InfoardError(f"--extra: {path} is damaged or no .npz file ({why})") from None
     return image, torch.from_numpy(label.astype(np.int64))

@@ -25,6 +25,7 @@ saad_weights of companions/frameworks.py: docs/usage.md has the lines.
 [IGDM] 2312.03286, tables 17 and 18   [SAAD] 2512.10275, table 16
 """
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -41,7 +42,9 @@ IGDM_ALPHA = {  # of BASES in turn, as in the table above
 KIN = {"adaiad": "adaad", "adr": "at", "adr_trades": "trades"}  # of all others: rslad
 SAAD_BETA = {"cifar10": 0.2, "cifar100": 0.5, "tinyimagenet": 0.5}
 NAMES = ("igdm", "saad", "saad_c")
-WITHOUT = ("natural", "at", "adr")  # no divergence for SAAD to weigh
+UNATTACKED = ("natural", "autoencoder", "mid", "mid_transfer")  # no x' of IGDM's difference
+# No divergence for SAAD to weigh.
+WITHOUT = (*UNATTACKED, "at", "adr", "estimators", "namid", "namid_trades")
 
 
 def usual_weights(framework: str, dataset: str) -> dict[str, float]:
@@ -59,17 +62,21 @@ def weights_of(cfg: I.Config) -> dict[str, float]:
     for entry in cfg.plus.split(","):
         name, _, number = entry.strip().partition(":")
         I.lookup(NAMES, name, "term of --plus")
-        twice = name in found or name.partition("_")[0] == cfg.framework
+        held = ("saad", "igdm") if cfg.framework == "saad" else (cfg.framework,)
+        twice = name in found or name.partition("_")[0] in held
         I.require(not twice, f"--plus {name}: {cfg.framework} has it already, or it stands twice")
         I.require(name != "saad" or not number, "--plus saad has no weight: igdm:5 has, saad_c:0.2")
         try:
             found[name] = I.number(number) if number else usual[name]
         except ValueError:
             raise I.InfoardError(f"--plus {entry}: write a number, as in igdm:5") from None
-        I.require(found[name] >= 0, f"--plus {entry}: a weight must not be negative")
+        usable = 0 <= found[name] < math.inf
+        I.require(usable, f"--plus {entry}: a weight must be a finite number, not negative")
     I.require(not {"saad", "saad_c"} <= found.keys(), "--plus: saad_c is saad with one term more")
     bare = cfg.framework in WITHOUT and {"saad", "saad_c"} & found.keys()
     I.require(not bare, f"--plus saad weighs divergences, and {cfg.framework} has none")
+    still = cfg.framework in UNATTACKED and "igdm" in found
+    I.require(not still, f"--plus igdm compares x' with x, and {cfg.framework} makes no x'")
     return found
 
 
@@ -86,10 +93,20 @@ def loss(step: I.Step, base: Callable) -> Tensor:
     """The loss of a framework, base(step), with the terms of step.cfg.plus."""
     found = weights_of(step.cfg)
     mean_kl = step.mean_kl
+    asked = []
+
+    def unsure() -> Tensor:
+        asked.append(True)
+        return saad_weights(step.t_adv)[0]
+
     if {"saad", "saad_c"} & found.keys():
-        step.mean_kl = weighted(mean_kl, lambda: saad_weights(step.t_adv)[0])
+        step.mean_kl = weighted(mean_kl, unsure)
     total = base(step)
+    told = f"--plus saad weighs divergences, and {step.cfg.framework} asks step.mean_kl for none"
+    I.require(asked or step.mean_kl is mean_kl, told)
     if "igdm" in found:
+        told = f"--plus igdm compares x' with x, and {step.cfg.framework} makes no step.attack()"
+        I.require(step.x_adv is not step.x, told)
         s_slope, t_slope = slopes_of(step)
         pull = step.mean_kl(t_slope, s_slope)
         step.terms["igdm"] = pull.detach()

@@ -218,3 +218,14 @@ def test_a_rule_and_a_bound_of_ones_own_come_in_by_name(tmp_path, monkeypatch):
 def test_a_misspelt_rule_or_bound_is_refused_before_anything_is_trained(option):
     with pytest.raises(I.InfoardError, match=f"unknown --{option} 'distanse'"):
         I.Config(**{option: "distanse"}).resolved()
+
+
+def test_a_radius_for_each_image_is_the_base_of_its_distance():
+    d = rand(6).abs() * EPS
+    base = torch.linspace(0, 2 * EPS, 6, dtype=d.dtype)
+    whole = adaptation.clipped(d, I.Threat(eps=base, alpha=base / 4), (0.5, 1.5))
+    for i in range(6):
+        alone = I.Threat(eps=base[i].item(), alpha=base[i].item() / 4)
+        found = adaptation.clipped(d[i : i + 1], alone, (0.5, 1.5))
+        near(whole.eps[i : i + 1], found.eps)
+        near(whole.alpha[i : i + 1], found.alpha)

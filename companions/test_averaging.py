@@ -236,6 +236,7 @@ def test_without_an_average_there_is_no_other_net(tmp_path):
     [
         ("--ema 0.9 --swa 1", "two averages"),
         ("--ema-ramp", "add --ema"),
+        ("--ema 1", "a decay below 1"),
         ("--swa 4 --epochs 3", "past the last epoch, 3"),
         ("--swa -1", "--swa must lie in"),
     ],
@@ -246,6 +247,6 @@ def test_what_makes_no_sense_is_refused_in_a_line(words, told, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-@each("options", [{"swa": 3, "epochs": 3}, {"ema": 0.9, "ema_ramp": True}, {}])
+@each("options", [{"swa": 3, "epochs": 3}, {"ema": 1.0, "ema_ramp": True}, {"ema": 0.999}, {}])
 def test_what_makes_sense_is_not(options):
     averaging.check(I.Config(**options).resolved())

@@ -94,6 +94,16 @@ def test_ordinary_changes_what_it_says_and_puts_it_back(nchw, unfrozen):
     assert before == (I.frozen_eval, I.to_float)
 
 
+def test_ordinary_leaves_augmented_images_as_they_are():
+    work = a_bench(framework="at", infoard=False, augment="idbh")
+    draws = work.run.generators["data"].get_state()
+    x, _ = I.draw(work.run, torch.arange(4))
+    work.run.generators["data"].set_state(draws)
+    with bench.ordinary():
+        same, _ = I.draw(work.run, torch.arange(4))
+    assert torch.equal(x, same) and same.is_contiguous()
+
+
 def test_ordinary_puts_back_what_it_changed_after_an_error():
     before = I.frozen_eval, I.to_float
     with pytest.raises(KeyError), bench.ordinary():
@@ -269,6 +279,11 @@ def test_added_terms_and_averages_are_timed_alone():
     assert having(kinds, "plus", "saad_c:0.3") == ["saad_c:0.3"]
     assert having(kinds, "ema", 0.9) == ["ema"]
     assert having(kinds, "infoard") == ["infoard", "schedule"]
+
+
+def test_what_cannot_be_lifted_is_timed_without():
+    kinds = bench.kinds_of_step(I.Config(framework="natural").resolved())
+    assert list(kinds) == ["ordinary", "plain"]
 
 
 def test_a_schedule_begins_with_one_step_unless_told_otherwise():
@@ -530,6 +545,9 @@ def test_the_command_line_takes_the_options_of_a_training(tmp_path, peaks, capsy
     assert f"in {tmp_path}: bench.json" in told and "teacher: tiny_wide" in told
 
 
+QUICK = "--student tiny --teacher-arch tiny --batch-size 4 --steps 1 --device cpu"
+
+
 @each(
     "line, why",
     [
@@ -538,15 +556,19 @@ def test_the_command_line_takes_the_options_of_a_training(tmp_path, peaks, capsy
         ("bench --batch-size 1", "--batch-size"),
         ("effects --student resnet19", "resnet18"),
         ("growth --rounds 3", "rounds"),
+        (f"bench --framework rslad,igdm --plus igdm {QUICK}", "has it already"),
+        (f"bench --framework rslad, {QUICK}", "unknown framework ''"),
+        (f"bench --framework rslad --ema-ramp {QUICK}", "add --ema"),
         ("growth --framework namid --student tiny --teacher-arch tiny", "bench trains none"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(line, why, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert I.main(line.split()) == 2
-    told = capsys.readouterr().err
+    printed = capsys.readouterr()
+    told = printed.err
     assert told.startswith("infoard: error: ") and told.count("\n") == 1
-    assert re.search(why, told)
+    assert re.search(why, told) and " ms" not in printed.out  # nothing was timed, to be lost
 
 
 def test_fewer_images_than_ranks_are_refused(monkeypatch, capsys):

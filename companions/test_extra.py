@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import struct
 import zipfile
 
 import numpy as np
@@ -73,6 +74,15 @@ def test_an_array_in_the_order_of_columns_is_read_as_it_is(tmp_path):
     assert np.array_equal(extra.opened(path, 10)[0], arrays["image"])
 
 
+def test_names_of_arrays_may_go_without_npy(tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in content().items():
+            with archive.open(name, "w") as file:
+                np.save(file, array)
+    assert np.array_equal(extra.opened(path, 10)[0], content()["image"])
+
+
 def test_images_stay_on_the_disk(tmp_path):
     image, _ = extra.opened(written(tmp_path / "a.npz"), 10)
     assert isinstance(image.base, np.memmap) and not image.flags.writeable
@@ -112,6 +122,22 @@ def damaged(path):
     path.write_bytes(b"x" + path.read_bytes()[40:-30])
 
 
+def damaged_inside(path):
+    """A compressed file that zlib cannot read."""
+    written(path, np.savez_compressed)
+    content = path.read_bytes()
+    start = 30 + sum(struct.unpack("<HH", content[26:30]))  # behind its header
+    path.write_bytes(content[:start] + b"\xff" * 8 + content[start + 8 :])
+
+
+def encrypted(path):
+    """A compressed file that says that it is encrypted."""
+    written(path, np.savez_compressed)
+    first, *rest = path.read_bytes().split(b"PK\1\2")  # rest: what the end says of each array
+    rest = [part[:4] + b"\1" + part[5:] for part in rest]
+    path.write_bytes(b"PK\1\2".join([first, *rest]))
+
+
 def without_key(path):
     np.savez(path, images=content()["image"], label=content()["label"])
 
@@ -128,6 +154,12 @@ BROKEN = [
     (lambda path: path.write_text("text"), "damaged or no .npz file"),
     (damaged, "damaged or no .npz file"),
     (not_whole, "damaged or no .npz file"),
+    (damaged_inside, "damaged or no .npz file"),
+    (encrypted, "damaged or no .npz file .*encrypted"),
+    (
+        lambda path: written(path, image=np.zeros((50, 0, 32, 3), np.uint8)),
+        "\\[50, 0, 32, 3\\], not",
+    ),
     (without_key, "has images, label, not image and label"),
     (lambda path: written(path, image=content()["image"] / 255), "image is float64"),
     (lambda path: written(path, image=noise(GENERATED)), "not uint8 \\[N,H,W,3\\]"),
@@ -141,7 +173,8 @@ BROKEN = [
 
 
 @each("make, told", BROKEN, ids=[told for _, told in BROKEN])
-def test_files_that_cannot_be_used_are_one_line(make, told, tmp_path):
+def test_files_that_cannot_be_used_are_one_line(make, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     make(tmp_path / "a.npz")
     cfg = I.Config(extra=f"{tmp_path}/a.npz").resolved()
     with pytest.raises(I.InfoardError, match=told) as error:

@@ -153,16 +153,40 @@ def test_saad_c_has_its_papers_weight(dataset, beta):  # 2512.10275, table 16
         ("rslad", "idgm", "unknown term of --plus 'idgm'"),
         ("igdm", "igdm", "igdm has it already"),
         ("saad", "saad_c", "saad has it already"),
+        ("saad", "igdm", "saad has it already"),
         ("rslad", "igdm,igdm:3", "stands twice"),
         ("rslad", "saad,saad_c", "one term more"),
         ("at", "saad", "at has none"),
         ("adr", "saad_c", "adr has none"),
         ("rslad", "saad:3", "has no weight"),
         ("rslad", "igdm:x", "write a number"),
-        ("rslad", "igdm:-1", "must not be negative"),
+        ("rslad", "igdm:-1", "finite number, not negative"),
+        ("rslad", "saad_c:inf", "finite number, not negative"),
+        ("natural", "igdm", "natural makes no x'"),
+        ("mid", "igdm", "mid makes no x'"),
+        ("namid", "saad", "namid has none"),
     ],
 )
 def test_what_cannot_be_added_is_one_line(framework, terms, why):
     with pytest.raises(I.InfoardError, match=why) as error:
         I.Config(framework=framework, plus=terms).resolved()
     assert "\n" not in str(error.value)
+
+
+def unattacked(step):
+    return step.mean_kl(step.t, step.s)
+
+
+def own_divergence(step):
+    step.attack(I.ce_objective(step.student, step.y))
+    return I.mean_kl(step.t, step.s_adv)
+
+
+@each(
+    "loss, terms, why",
+    [(unattacked, "igdm", "no step.attack"), (own_divergence, "saad", "step.mean_kl for none")],
+)
+def test_a_term_that_would_change_nothing_is_refused(loss, terms, why, monkeypatch):
+    monkeypatch.setitem(I.FRAMEWORKS, "mine", I.Framework(loss))
+    with pytest.raises(I.InfoardError, match=why):
+        stepped("mine", terms)
