@@ -714,7 +714,7 @@ class Taps:
 
     def __getstate__(self) -> dict:
         """In a copy of the net, such as an average of weights, the hooks keep nothing."""
-        return {"maps": None}
+        return {"maps": None, "passes": []}
 
     def keep(self, name: str, module: nn.Module, inputs: tuple, output) -> None:
         if self.maps is not None:
@@ -824,11 +824,10 @@ class InfoARD(nn.Module):
     ):
         super().__init__()
         self.rule = resolve(ASA, asa, "rule of radii") if isinstance(asa, str) else asa
-        if not isinstance(asa, str) or ":" in asa:
-            self.rule = optional("own:checked_rule")(asa, self.rule) or self.rule
         self.lam, self.tau = lam, tau
         self.terms = {}
         self.bound = resolve(BOUNDS, mim, "bound of information") if isinstance(mim, str) else mim
+        optional("own:check_parts")(self, asa, mim)
         x = torch.zeros(2, *image_shape, device=next(student.parameters()).device)
         named = [pair.strip().partition("=") for pair in taps.split(",") if pair]
         self.student_taps = Taps(student, x, [name for name, _, _ in named])

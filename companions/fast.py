@@ -266,7 +266,8 @@ def can_record(run: I.Run) -> bool:
         and run.ranks == 1
         and not cfg.compile
         and not run.scaler.is_enabled()
-        and not (run.info and ("shuffled" in cfg.asa or ":" in cfg.asa))  # drawn on the CPU
+        and not (run.info and "shuffled" in cfg.asa)  # drawn on the CPU
+        and not (run.info and ":" in cfg.asa + cfg.mim)  # of anyone's own: may do so, too
         and is_static(cfg.student, run.student)
         and is_static(cfg.teacher, run.nets["teacher"])
         and I.get_framework(cfg.framework).static

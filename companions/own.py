@@ -206,11 +206,33 @@ def checked_attack(name: str, attack: Callable) -> Callable:
 # ==== 4. Rules of radii ===========================================================================
 
 
+def called_as(given) -> str:
+    """The name of what was given, a name or a function or an object of one's own."""
+    return given if isinstance(given, str) else getattr(given, "__name__", repr(given))
+
+
+def radii_of(found: I.Threat, part: str, y: Tensor, told: str) -> Tensor:
+    """eps or alpha of a rule's Threat as float [B], without a graph; refused outside [0, 1]."""
+    value = getattr(found, part)
+    number = isinstance(value, (int, float, Tensor))
+    I.require(number, f"{told} {part} of type {type(value).__name__}, no number or tensor")
+    value = torch.as_tensor(value, device=y.device).detach()
+    value = value if value.is_floating_point() else value.float()
+    if value.dim() == 0:
+        value = value.expand(len(y))
+    why = f"{part} {list(value.shape)} for {len(y)} images, not [{len(y)}]"
+    I.require(value.numel() == len(y), f"{told} {why}")
+    low, high = value.min().item(), value.max().item()
+    within = 0 <= low <= high <= 1  # NaN is not
+    I.require(within, f"{told} {part} from {low:.4g} to {high:.4g}, outside [0, 1]")
+    return value.flatten()
+
+
 def checked_rule(name, rule: Callable) -> Callable:
     """A rule of radii of anyone's own (asa: a name or the function): refused if it gives no Threat
     whose eps and alpha are [B], or a number for all, in [0, 1].
     """
-    called = name if isinstance(name, str) else rule.__name__
+    called = called_as(name)
     needs = getattr(rule, "needs", ("t",))
     given = dict.fromkeys(["threat", "lam", "steps_lo", "generator"])
     given.update({part: None for part in needs if part != "t"})
@@ -221,24 +243,45 @@ def checked_rule(name, rule: Callable) -> Callable:
     I.require(not why, f"the rule of radii {called}: {why}; {contract}")
 
     def checked(t, y: Tensor, **asked) -> I.Threat:
-        found, batch = rule(t, y, **asked), len(y)
+        found = rule(t, y, **asked)
         told = f"the rule of radii {called} gives"
         I.require(isinstance(found, I.Threat), f"{told} {type(found).__name__}, no Threat")
-        radii = {}
-        for part in ("eps", "alpha"):
-            value = torch.as_tensor(getattr(found, part), device=y.device)
-            if value.dim() == 0:
-                value = value.expand(batch)
-            why = f"{part} {list(value.shape)} for {batch} images, not [{batch}]"
-            I.require(value.numel() == batch, f"{told} {why}")
-            low, high = value.min().item(), value.max().item()
-            within = 0 <= low <= high <= 1  # NaN is not
-            I.require(within, f"{told} {part} from {low:.4g} to {high:.4g}, outside [0, 1]")
-            radii[part] = value.flatten()
+        radii = {part: radii_of(found, part, y, told) for part in ("eps", "alpha")}
         most = asked["threat"].steps
+        steps = torch.as_tensor(found.steps)
+        I.require(not steps.is_floating_point(), f"{told} steps that are no whole numbers")
         scheduled = isinstance(found.steps, Tensor) or asked["steps_lo"] in (0, most)
         I.require(scheduled, f"the rule of radii {called} makes no use of steps_lo: leave it at 0")
-        return replace(found, **radii)
+        return replace(found, counts=None, **radii)  # they follow from steps
 
     checked.needs = needs
     return checked
+
+
+def check_bound(name, bound: Callable) -> None:
+    """A bound of anyone's own (mim: a name or the function): refused if it gives no finite number
+    of the scores that can be climbed.
+    """
+    told = f"the bound {called_as(name)}"
+    why = fits(bound, None)
+    I.require(not why, f"{told}: {why}; a bound is bound(scores [B,B]) -> a number")
+    scores = torch.linspace(-1, 1, 16).view(4, 4).requires_grad_()
+    with torch.enable_grad():
+        value = bound(scores.clone())
+    kind = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    I.require(kind == [], f"{told} gives {kind}, not a scalar tensor, of shape []")
+    I.require(value.isfinite(), f"{told} gives {value.item()} for scores of -1 to 1")
+    I.require(value.requires_grad, f"{told} gives a number without a graph: nothing is learned")
+
+
+def is_own(given) -> bool:
+    """Whether a rule or bound is anyone's own: module:name, or the function itself."""
+    return ":" in given if isinstance(given, str) else given is not None
+
+
+def check_parts(info: I.InfoARD, asa, mim) -> None:
+    """Checks a rule of radii and a bound of anyone's own, the rule in each of its calls."""
+    if is_own(asa):
+        info.rule = checked_rule(asa, info.rule)
+    if is_own(mim):
+        check_bound(mim, info.bound)

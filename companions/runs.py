@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import infoard as I
-from companions import averaging, extra, options
+from companions import averaging, extra, options, own
 
 try:
     import fcntl
@@ -530,6 +530,10 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
             print(line)
     averaging.check(cfg)
     extra.check(cfg)
+    if ":" in cfg.asa:
+        own.checked_rule(cfg.asa, I.resolve(I.ASA, cfg.asa, "rule of radii"))
+    if ":" in cfg.mim:
+        own.check_bound(cfg.mim, I.resolve(I.BOUNDS, cfg.mim, "bound of information"))
     ranks = I.world()[1]
     told = f"--batch-size must be a multiple of {ranks}, the ranks"
     I.require(cfg.batch_size % ranks == 0, told)

@@ -2,13 +2,25 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import infoard as I
 from companions import bounds
-from test_infoard import gaussians, ints, mean, near, rand, score_matrices, seeds
+from test_infoard import (
+    each,
+    gaussians,
+    ints,
+    make_info,
+    mean,
+    near,
+    rand,
+    score_matrices,
+    seeds,
+    tiny_net,
+)
 
 
 @given(ints(2, 12), seeds)
@@ -72,3 +84,24 @@ def test_vid_is_the_entropy_and_the_mean_of_the_pairs(scores, entropy):
     near(bounds.vid(scores, entropy), entropy + scores.trace() / len(scores))
     f = scores.clone().requires_grad_()
     assert torch.autograd.gradcheck(bounds.vid, f)
+
+
+@each(
+    "bound, told",
+    [
+        (lambda scores: 1.0, "gives float"),
+        (lambda scores: scores.diag(), r"gives \[4\]"),
+        (lambda scores: scores.mean() / 0 * 0, "gives nan"),
+        (lambda scores: scores.mean().detach(), "without a graph"),
+        (lambda scores, labels: scores.mean(), "missing a required argument"),
+    ],
+)
+def test_a_bound_that_is_none_is_refused(bound, told):
+    with pytest.raises(I.InfoardError, match=f"the bound <lambda>.*{told}"):
+        make_info(tiny_net(), tiny_net(1), mim=bound)
+
+
+def test_a_bound_of_ones_own_is_taken_as_it_is():
+    for bound in (I.infonce, I.donsker_varadhan, I.nwj, I.jsd, bounds.vid, bounds.unpaired):
+        assert make_info(tiny_net(), tiny_net(1), mim=bound).bound is bound
+    assert make_info(tiny_net(), tiny_net(1), mim=None).bound is None

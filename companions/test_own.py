@@ -2,6 +2,7 @@
 it in one line.
 """
 
+import functools
 import json
 import math
 import re
@@ -329,6 +330,8 @@ def test_a_number_of_a_rule_is_for_all():
         (torch.full((6,), -0.1), "eps from -0.1 to -0.1, outside"),
         (torch.full((6,), 1.5), "eps from 1.5 to 1.5, outside"),
         (torch.full((6,), math.nan), "eps from nan to nan, outside"),
+        (None, "eps of type NoneType, no number or tensor"),
+        ("8/255", "eps of type str, no number or tensor"),
     ],
 )
 def test_radii_that_are_none_are_refused(eps, told):
@@ -348,3 +351,41 @@ def test_a_rule_that_is_none_is_refused():
         strength_of(lambda t, y, *, threat, **others: threat, steps_lo=1)
     with pytest.raises(I.InfoardError, match="a rule is rule"):
         strength_of(lambda t, y, *, threat: threat)
+
+
+def test_steps_of_a_rule_are_whole_numbers_and_decide_alone():
+    def mine(t, y, **others):
+        return I.Threat(eps=0.1, alpha=0.1, steps=steps, counts=(6, 6, 6, 6))
+
+    steps = torch.tensor([1, 2, 3, 1, 2, 3])
+    assert strength_of(mine).counts is None
+    steps = steps / 2
+    with pytest.raises(I.InfoardError, match="mine gives steps that are no whole numbers"):
+        strength_of(mine)
+
+
+def test_a_rule_may_be_an_object_and_its_radii_have_no_graph():
+    class Rule:
+        def __call__(self, t, y, **others):
+            return I.Threat(eps=torch.zeros(6, requires_grad=True) + 0.1, alpha=0)
+
+        def __repr__(self):
+            return "my rule"
+
+    threat = strength_of(Rule())
+    assert not threat.eps.requires_grad and threat.alpha.dtype == torch.float32
+    with pytest.raises(I.InfoardError, match="rule of radii functools.partial.*missing"):
+        strength_of(functools.partial(lambda t, y, others: None))
+
+
+def test_no_rule_at_all_is_the_threat_as_it_is():
+    assert strength_of(None).eps == I.Threat().eps
+
+
+@each("option, why", [("asa", "rule of radii mine_too.py:broken"), ("mim", "bound mine_too.py")])
+def test_a_broken_rule_or_bound_is_told_before_a_teacher_is_trained(option, why, desk, capsys):
+    Path("mine_too.py").write_text("def broken(one, two, three): pass\n")
+    assert I.main([f"--{option}", "mine_too.py:broken", "--no-figures"]) == 2
+    error = capsys.readouterr().err
+    assert why in error and "missing" in error
+    assert not Path("runs/teachers").exists()
