@@ -594,7 +594,8 @@ def plugin_runs(extra: Sequence[str] = ()) -> list[Run]:
         folder = f"{EVIDENCE}/plugins/{base}"
         for seed in (20, 21, 22):
             runs += expand(folder, PLUGINS, seeds=[seed], common=same, extra=extra, stage=stage + 2)
-    return runs
+    more = [23, 24, 25]  # of the gain that README tells: `same` and folder are AdaAD's
+    return runs + expand(folder, PLUGINS[:2], seeds=more, common=same, extra=extra, stage=4)
 
 
 # ==== 4. Lite =====================================================================================
