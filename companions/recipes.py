@@ -419,7 +419,7 @@ CONTROLS = [
 RADII = [  # larger radii, for attacks that climb through the teacher
     ("T1/adaad/radii2", "--lam-hi 2 --framework adaad"),
     ("T1/adaad/radii3", "--lam-hi 3 --framework adaad"),
-    ("T1/igdm/radii2", "--lam-hi 2 --framework igdm"),
+    ("T1/igdm/radii2", "--lam-hi 2 --framework igdm --alpha 1"),
 ]
 
 LONGER = [  # longer than InfoARD takes, whose teacher they lack
@@ -474,6 +474,8 @@ def evidence_rows() -> list[tuple[str, str]]:
     for paper in PAPERS:
         if paper.framework != "rslad":  # which is among the controls
             options = f"--lam-hi 1.5 --framework {paper.framework}"  # the same radii for all
+            if paper.framework == "igdm":
+                options += " --alpha 1"  # the default then; its paper's is 5
             rows += taught_by("strong", lifted(f"T1/{paper.framework}", options))
     rows += taught_by("strong", RADII)
     rows += LONGER

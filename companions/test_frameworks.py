@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import infoard as I
-from companions import evaluation, frameworks, nets
+from companions import evaluation, frameworks, nets, plus
 from test_infoard import (
     F64,
     SMALL,
@@ -676,7 +676,8 @@ def test_settings_of_the_framework_unless_told_otherwise():
     assert (cfg.beta, cfg.temperature) == (0.1, 1.0)
     cfg = I.Config(framework="saad").resolved()
     assert (cfg.alpha, cfg.beta) == (1.0, 0.0)
-    assert I.Config(framework="igdm").resolved().alpha == 1.0
+    assert I.Config(framework="igdm").resolved().alpha == 5.0  # as --plus igdm on adaad
+    assert plus.usual_weights("adaad", "cifar10")["igdm"] == 5.0
     assert I.Config(framework="igdm", alpha=0.5).resolved().alpha == 0.5
     assert I.Config(framework="mtard").resolved().beta is None
 
