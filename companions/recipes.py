@@ -986,14 +986,14 @@ def run_tables(runner: Runner, scale_name: str, extra: list[str]) -> None:
     runner.call("tables", f"runs/tables/{scale_name}")
 
 
-def look(runner: Runner, folder: Path, images: int, attacks: str) -> None:
-    """eval.json of a finished run, unless it is there and newer than the run."""
-    seen = folder / "eval.json"
+def look(runner: Runner, folder: Path, images: int, attacks: str, out: Path | None = None) -> None:
+    """eval.json of a finished run, in its folder or in out, unless it is newer than the run."""
+    seen = (out or folder) / "eval.json"
     last = folder / "last.pt"
     if seen.exists() and not (last.exists() and last.stat().st_mtime >= seen.stat().st_mtime):
         return
     options = ["--eval-subset", str(images), "--attacks", attacks]
-    runner.call("eval", str(last), "--out", str(folder), *options)
+    runner.call("eval", str(last), "--out", str(out or folder), *options)
 
 
 def run_evidence(runner: Runner, extra: list[str]) -> None:
@@ -1036,7 +1036,13 @@ def run_protocol(runner: Runner, name: str, runs: list[Run]) -> None:
     if not runner.work(runs, workers=2):
         return
     for folder in sorted(Path(EVIDENCE, name).glob("*/*/s*")):
-        look(runner, folder, 2000, "clean,pgd_sat,cw,apgd")
+        if (folder / "results.json").exists():
+            look(runner, folder, 2000, "clean,pgd_sat,cw,apgd")
+    if name == "plugins":  # all images, of the gain that README tells
+        for folder in sorted(Path(EVIDENCE, "plugins/adaad").glob("*/s*")):
+            if folder.parent.name in ("plain", "infoard"):
+                out = Path(EVIDENCE, "plugins/adaad-apgd", folder.parent.name, folder.name)
+                look(runner, folder, 0, "clean,pgd_sat,cw,apgd", out)
     for folder in sorted(Path(EVIDENCE, name).iterdir()):
         if Path(folder, "plain").exists():
             runner.call("compare", str(folder))

@@ -941,6 +941,10 @@ def test_hours_of_evidence_are_those_of_the_kept_runs(desk, capsys):
     shown = capsys.readouterr().out
     assert "  rslad: 4.5\n  adaad: not measured\n  together: 4.5\n" in shown
     assert shown.index("together") < shown.index("54 runs, 54 finished before")
+    evals = [words for words in begun() if words[0] == "eval"]
+    on_all = [words for words in evals if words[words.index("--eval-subset") + 1] == "0"]
+    assert len(evals) == 54 + 2 * 6 and len(on_all) == 2 * 6  # AdaAD's plain and infoard
+    assert {words[3].split("/")[3] for words in on_all} == {"adaad-apgd"}
 
 
 def test_a_part_that_there_is_not_is_one_line(desk, capsys):
