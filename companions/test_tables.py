@@ -601,11 +601,11 @@ def test_a_partner_with_another_teacher_is_told(tmp_path, capsys):
 def test_pairs_of_the_evidence_that_have_other_teacher_files_are_told():
     """Those that a later machine paired with the runs of an earlier one: results/evidence."""
     told = {}
-    for folder in ("T1", "adaad", "longer", "size32", "teacher"):
+    for folder in ("T1", "adaad", "controls", "longer", "size32", "teacher"):
         found = cells.finished(RESULTS / "evidence" / folder)
         told[folder] = tables.other_teachers(cells.read(found), cells.read_settings(found))
-    [on_plain, *on_uniform] = told.pop("adaad")
-    assert on_plain.startswith("warning: asa, uniform learned") and len(on_uniform) == 1
+    [on_plain, *_] = told.pop("controls")
+    assert on_plain.startswith("warning: attention, radii2, relation, reversed learned")
     assert not any(told.values())
 
 
