@@ -580,7 +580,11 @@ def under_what(shown: dict[str, list[dict]], names: dict[str, str], made: dict) 
     """Of how many images {cell: results of its seeds} are, and under which attacks and radii."""
     parts = [images_in_words([result for measured in shown.values() for result in measured])]
     ours = [cell for cell, measured in shown.items() if "source" not in measured[0]]
-    of_others = ["eps of rows with a source: as there"] if len(ours) < len(shown) else []
+    of_others = []
+    if not ours:
+        of_others.append("eps: as in the source of a row")
+    elif len(ours) < len(shown):
+        of_others.append("eps of rows with a source: as there")
     attacks = protocols_of({names[cell]: measured for cell, measured in shown.items()})
     if attacks:
         return parts + attacks + of_others
@@ -614,20 +618,24 @@ TWO_SEEDS = "two seeds: no interval, in parentheses the gain of each"
 def signs_in_words(tables: list[list[list[str]]]) -> list[str]:
     """What ±, brackets and parentheses mean in tables of accuracy, one line, if they occur."""
     gained = []
-    deviations, told_by_source = False, False
+    over_seeds, told_by_source = False, False
     for header, *rows in tables:
         for row in rows:
             cells = dict(zip(header, row, strict=True))
             gained.append(cells.get("gain", "-"))
             if any("±" in cells[name] for name in header[1:]):
-                deviations = True
-                told_by_source = told_by_source or cells.get("source", "-") != "-"
+                of_source = cells.get("source", "-") != "-"
+                over_seeds = over_seeds or not of_source
+                told_by_source = told_by_source or of_source
 
     parts = []
-    if deviations:
-        parts.append("± is the standard deviation over seeds")
-    if told_by_source:
-        parts[0] += ", of a row with a source the one that it reports"
+    deviation = "± is the standard deviation over seeds"
+    if over_seeds and told_by_source:
+        parts.append(f"{deviation}, of a row with a source the one that it reports")
+    elif told_by_source:
+        parts.append(f"{deviation} that the source reports")
+    elif over_seeds:
+        parts.append(deviation)
     if any(text != "-" for text in gained):
         parts.append("gain: worst less that of the plain run of the same seed")
     if any("[" in text for text in gained):

@@ -753,6 +753,10 @@ def test_numbers_of_others_say_whose_they_are(tmp_path, capsys):
     assert best["published/c10-r18: ADR + averaged weights, P"][-2:] == ["none", "A & B, 2026"]
     assert "seeds, of a row with a source the one that it reports" in text
     assert "L-infinity eps not kept; eps of rows with a source: as there" in text
+    tables.run_tables(str(tmp_path / "published"))
+    alone = (tmp_path / "published/tables.md").read_text()
+    assert "images; eps: as in the source of a row\n± is the" in alone
+    assert alone.endswith("± is the standard deviation over seeds that the source reports\n")
     latex = (tmp_path / "tables.tex").read_text()
     assert r"\textbf{50.00}" in latex and r"\textbf{29.00}" in latex
     assert latex.count("textbf") == 2 and r"WRN\_1 & A \& B, 2026" in latex
