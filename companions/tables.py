@@ -1008,7 +1008,7 @@ def gains_in_words(tables: list[list[list[str]]]) -> list[str]:
     if not lines:
         lines.append("one seed for each")
     if max(counts) < SEEDS_OF_AN_INTERVAL:
-        lines[-1] += ": three or more (--seed 1, 2, ...) give 95% intervals"
+        lines[-1] += "; three or more (--seed 1, 2, ...) give 95% intervals"
     return lines
 
 
