@@ -51,15 +51,27 @@ NAMES = {  # of columns of a log, as a paper has them
 }
 
 
-def name_of_run(folder: Path) -> str:
-    """A run as its pictures call it: its folder in the one above, rslad/s0, without runs/.
+def name_of_folder(folder: Path) -> str:
+    """A folder in the one above, rslad/s0; nothing of runs/, of the clone, and of what is above."""
+    names = []
+    for place in (folder.absolute(), folder.absolute().parent):
+        if place.name == "runs" or place == Path(I.__file__).absolute().parent:
+            break
+        names.append(place.name)
+    return "/".join(reversed(names))
 
-    What it trained, RSLAD + InfoARD, stands before that if config.json says so.
+
+def name_of_run(folder: Path) -> str:
+    """A run as its pictures call it: its folder, after what it trained if config.json says so.
+
+    RSLAD + InfoARD (rslad/s0), or rslad/s0.
     """
-    parts = folder.absolute().parts[-2:]
-    name = "/".join(part for part in parts if part != "runs")
+    name = name_of_folder(folder)
     settings = cells.settings_of(folder)
-    return f"{cells.name_of_settings(settings)} ({name})" if settings else name
+    if not settings:
+        return name
+    trained = cells.name_of_settings(settings)
+    return f"{trained} ({name})" if name else trained
 
 
 def draw(folder: str | Path, **figures: Callable) -> None:
@@ -181,11 +193,11 @@ def figure_sheet(
 
 def figure_gains(
     figure,
-    rows: dict[str, dict[str, tuple[float, float]]],
+    rows: dict[str, dict[str, list[float]]],
     title: str = "gain on plain",
     about: str = "",
 ) -> None:
-    """What each row gains on plain, with 95% intervals over seeds.
+    """What each row gains on plain, with 95% intervals over seeds; two seeds as points.
 
     rows: {name: what tables.gains says of a cell}; about: how it was measured, in words.
     """
@@ -197,10 +209,13 @@ def figure_gains(
     for panel, name in zip(panels, ("worst", "clean"), strict=True):
         means = []
         halves = []
-        for row in rows.values():
-            mean, half = row.get(name, (math.nan, 0.0))
+        for place, row in zip(places, rows.values(), strict=True):
+            values = row.get(name, [math.nan])
+            mean, half = tables.interval_shown(values)
             means.append(mean)
             halves.append(half)
+            if len(values) == 2:
+                panel.plot(values, [place, place], "o", ms=3, mfc="none", color="C0", lw=0)
         panel.errorbar(means, places, xerr=halves, fmt="o", ms=3, lw=1, color="C0")
         panel.axvline(0, color="0.3", lw=0.8)
         panel.set_yticks(places, list(rows))

@@ -375,11 +375,41 @@ def mean_interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(quantile * stats.sem(values))
 
 
-def signed(mean: float, half: float) -> str:
-    """A difference with half its interval, if it has one."""
+# Two equal differences would have an interval of no width, and two others have one of 12.7
+# standard errors: of fewer seeds than these no interval is shown.
+SEEDS_OF_AN_INTERVAL = 3
+
+
+def interval_shown(values: list[float]) -> tuple[float, float]:
+    """mean_interval of gains of seeds; half a width of nan where they are fewer than three."""
+    mean, half = mean_interval(values)
+    if len(values) < SEEDS_OF_AN_INTERVAL:
+        half = math.nan
+    return mean, half
+
+
+def without_interval(values: list[float]) -> str:
+    """The mean gain of one seed or two; of two also that of each: +2.00 (+1.00, +3.00)."""
+    text = f"{np.mean(values):+.2f}"
+    if len(values) == 2:
+        text += f" ({values[0]:+.2f}, {values[1]:+.2f})"
+    return text
+
+
+def with_half(values: list[float]) -> str:
+    """The mean gain and half its interval, for tables of gains alone: +2.00 ± 0.50."""
+    mean, half = interval_shown(values)
     if math.isnan(half):
-        return f"{mean:+.2f}"
+        return without_interval(values)
     return f"{mean:+.2f} ± {half:.2f}"
+
+
+def with_ends(values: list[float]) -> str:
+    """The mean gain and its interval, where ± is a deviation: +2.00 [+1.50, +2.50]."""
+    mean, half = interval_shown(values)
+    if math.isnan(half):
+        return without_interval(values)
+    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
 
 
 def table_row(results: list[dict], columns: list[str], gains: list[dict]) -> dict[str, str]:
@@ -391,7 +421,7 @@ def table_row(results: list[dict], columns: list[str], gains: list[dict]) -> dic
     for name in ("teacher", "source"):
         row[name] = "; ".join(dict.fromkeys(of_others(result, name) for result in results))
     gained = [gain["worst"] for gain in gains if "worst" in gain]
-    row["gain"] = signed(*mean_interval(gained)) if gained else "-"
+    row["gain"] = with_ends(gained) if gained else "-"
     row["n"] = sizes(results)
     row["seeds"] = str(len(results))
     if "source" in results[0]:
@@ -502,9 +532,9 @@ def protocols_of(shown: dict[str, list[dict]]) -> list[str]:
     return [*texts, starts] if starts else texts
 
 
-WHICH = {
-    "best": "the checkpoint chosen on validation images",
+WHICH = {  # in the order of tables: what nobody has chosen is first
     "last": "the last epoch",
+    "best": "the checkpoint chosen on validation images",
     "raw": "the last epoch, without the averaging of weights",
     "transfer": "attacks made on an undefended net",
     "eval": "evaluated afterwards",
@@ -549,23 +579,27 @@ def images_in_words(every: list[dict]) -> str:
 def under_what(shown: dict[str, list[dict]], names: dict[str, str], made: dict) -> list[str]:
     """Of how many images {cell: results of its seeds} are, and under which attacks and radii."""
     parts = [images_in_words([result for measured in shown.values() for result in measured])]
+    ours = [cell for cell, measured in shown.items() if "source" not in measured[0]]
+    of_others = []
+    if not ours:
+        of_others.append("eps: as in the source of a row")
+    elif len(ours) < len(shown):
+        of_others.append("eps of rows with a source: as there")
     attacks = protocols_of({names[cell]: measured for cell, measured in shown.items()})
     if attacks:
-        return parts + attacks
-    known = sorted({*radii_in_words(shown, made).values()} - {"-"})
-    return [*parts, f"L-infinity eps {', '.join(known) or 'not kept'}"]
+        return parts + attacks + of_others
+    radii = radii_in_words(shown, made)
+    known = sorted({radii[cell] for cell in ours} - {"-"})
+    if ours:
+        parts.append(f"L-infinity eps {', '.join(known) or 'not kept'}")
+    return parts + of_others
 
 
 def measured_how(which: str, results: dict, made: dict) -> str:
-    """n, eps, what the attacks do and what ± is, of the table of one kind of result."""
+    """n, eps and what the attacks do, of the table of one kind of result."""
     shown = shown_in(results, which)
     names = names_of(list(shown), made)
     parts = under_what(shown, names, made)
-    if any(len(measured) > 1 for measured in shown.values()):
-        told = "± is the standard deviation over seeds"
-        parts.append(f"{told}, of a gain (worst less plain's) half its 95% interval")
-    if any("sd" in result for measured in shown.values() for result in measured):
-        parts.append("± of a row with a source: the standard deviation over seeds that it reports")
     others = []
     for cell, measured in shown.items():
         if "source" in measured[0] or cell.startswith("published/"):
@@ -578,6 +612,39 @@ def measured_how(which: str, results: dict, made: dict) -> str:
     return f"{which} ({what}): accuracy in per cent; {'; '.join(parts)}"
 
 
+TWO_SEEDS = "two seeds: no interval, in parentheses the gain of each"
+
+
+def signs_in_words(tables: list[list[list[str]]]) -> list[str]:
+    """What ±, brackets and parentheses mean in tables of accuracy, one line, if they occur."""
+    gained = []
+    over_seeds, told_by_source = False, False
+    for header, *rows in tables:
+        for row in rows:
+            cells = dict(zip(header, row, strict=True))
+            gained.append(cells.get("gain", "-"))
+            if any("±" in cells[name] for name in header[1:]):
+                of_source = cells.get("source", "-") != "-"
+                over_seeds = over_seeds or not of_source
+                told_by_source = told_by_source or of_source
+
+    parts = []
+    deviation = "± is the standard deviation over seeds"
+    if over_seeds and told_by_source:
+        parts.append(f"{deviation}, of a row with a source the one that it reports")
+    elif told_by_source:
+        parts.append(f"{deviation} that the source reports")
+    elif over_seeds:
+        parts.append(deviation)
+    if any(text != "-" for text in gained):
+        parts.append("gain: worst less that of the plain run of the same seed")
+    if any("[" in text for text in gained):
+        parts.append("[..]: 95% interval of the mean gain over seeds (Student's t)")
+    if any("(" in text for text in gained):
+        parts.append(TWO_SEEDS)
+    return ["; ".join(parts)] if parts else []
+
+
 def images_of(cell: str, measured: list[dict], made: dict) -> tuple:
     """What rows must have in common to be compared: test images; of other people's numbers the
     folder, DATASET-STUDENT/METHOD/SOURCE."""
@@ -587,14 +654,17 @@ def images_of(cell: str, measured: list[dict], made: dict) -> tuple:
 
 
 def masking_warnings(folders: dict, results: dict, folder: str) -> list[str]:
-    """A line for each warning that an evaluation gave."""
-    lines = []
+    """A line for each warning that evaluations of a run gave, with the checkpoints it is of."""
+    found = {}
     for cell, runs in results.items():
         for seed, run in runs.items():
             place = place_of(folders[cell][seed], Path(folder))
-            for which in ("best", "eval"):
+            for which in ("last", "best", "eval"):
                 for warning in run.get(which, {}).get("warnings", []):
-                    lines.append(f"warning, gradients may be masked: {place}: {warning}")
+                    found.setdefault((place, warning), []).append(which)
+    lines = []
+    for (place, warning), kinds in found.items():
+        lines.append(f"warning, gradients may be masked: {place}, {' and '.join(kinds)}: {warning}")
     return lines
 
 
@@ -644,10 +714,13 @@ def run_tables(folder: str) -> None:
     shown = {which: students for which in WHICH if which != "teacher"}
     shown["teacher"] = teachers
     made_tables = {which: table(rows, which, made) for which, rows in shown.items()}
-    if made_tables["last"][1:] == made_tables["best"][1:]:
-        del made_tables["last"]  # the last epoch was the best
+    same = made_tables["last"][1:] == made_tables["best"][1:]
+    if same:
+        del made_tables["best"]  # the last epoch was the best
     made_tables = {which: lines for which, lines in made_tables.items() if len(lines) > 1}
     about = {which: measured_how(which, shown[which], made) for which in made_tables}
+    if same and "last" in about:
+        about["last"] += f"; best ({what_is_shown('best', students, made)}) has the same numbers"
 
     parts = [markdown(lines) for lines in made_tables.values()]
     remarks = [
@@ -655,7 +728,8 @@ def run_tables(folder: str) -> None:
         *mixed_seeds(made),
         *masking_warnings(folders, results, folder),
     ]
-    parts.append("\n".join([*about.values(), *remarks]))
+    signs = signs_in_words(list(made_tables.values()))
+    parts.append("\n".join([*about.values(), *signs, *remarks]))
     rows = [json.dumps({"cell": cell, "seeds": runs}) for cell, runs in results.items()]
     latex_tables = []
     for which, lines in made_tables.items():
@@ -664,7 +738,8 @@ def run_tables(folder: str) -> None:
         images = [images_of(cell, found, made) for cell, found in rows_shown.items()]
         label = label_of(folder, which)
         shown_best = best_in_bold(lines, images)
-        latex_tables.append(latex_table(shown_best, f"{about[which]}. {bold}.", label))
+        caption = "; ".join([about[which], *signs_in_words([lines])])
+        latex_tables.append(latex_table(shown_best, f"{caption}. {bold}.", label))
     text = "\n\n".join(parts)
     show(text)
     files = {
@@ -708,13 +783,13 @@ def differences(results: dict, which: str, to: str, made: dict | None = None) ->
     return cells | pooled(cells)
 
 
-def gains(cells: dict[str, dict]) -> dict[str, dict[str, tuple[float, float]]]:
-    """{cell: {column: (mean gain, half an interval)}} of the columns that all its seeds have."""
+def gains(cells: dict[str, dict]) -> dict[str, dict[str, list[float]]]:
+    """{cell: {column: the gain of each seed}} of the columns that all its seeds have."""
     rows = {}
     for cell, seeds in cells.items():
         found = list(seeds.values())
         rows[cell] = {
-            name: mean_interval([difference[name] for difference in found])
+            name: [difference[name] for difference in found]
             for name in columns_of(found)
             if all(name in difference for difference in found)
         }
@@ -730,7 +805,7 @@ def gain_table(cells: dict[str, dict], title: str, made: dict | None = None) -> 
 
     lines = [[title, *used, "n", "seeds"]]
     for cell, row in rows.items():
-        texts = [signed(*row[name]) if name in row else "-" for name in used]
+        texts = [with_half(row[name]) if name in row else "-" for name in used]
         seeds = cells[cell]
         lines.append([names[cell], *texts, sizes(list(seeds.values())), str(len(seeds))])
     return lines
@@ -753,16 +828,23 @@ def compare_tables(
 
 
 def gained_how(which: str, to: str, results: dict, made: dict) -> str:
-    """n, eps and what ± is, of a table of gains, for the caption of its LaTeX."""
+    """n, eps and what its signs are, of a table of gains, for the caption of its LaTeX."""
     cells = [cell for cell in differences(results, which, to, made) if cell in results]
     shown = {cell: shown_in(results, which)[cell] for cell in cells}
     on = {"plain": "the plain run", "uniform": "the run of one radius for all images"}[to]
     about = f"{which} ({what_is_shown(which, results, made)}): gain on {on} of the same seed"
     parts = under_what(shown, names_of(cells, made), made)
-    return (
-        f"{about}, in points of accuracy; {'; '.join(parts)}; ± is half a 95% interval of the mean "
-        "over seeds (Student's t), in bold where it leaves zero out."
-    )
+    counts = {len(differences(results, which, to, made)[cell]) for cell in cells}
+    if max(counts) >= SEEDS_OF_AN_INTERVAL:
+        parts.append(
+            "± is half a 95% interval of the mean over seeds (Student's t), in bold where it "
+            "leaves zero out"
+        )
+    if 2 in counts:
+        parts.append(TWO_SEEDS)
+    if max(counts) == 1:
+        parts.append("one seed: no interval")
+    return f"{about}, in points of accuracy; {'; '.join(parts)}."
 
 
 PAIRS = (
@@ -900,9 +982,13 @@ def picture_in_words(which: str, folders: dict, results: dict, made: dict) -> st
 
     counts = sorted({len(seeds) for seeds in pairs.values()})
     bars = "one seed, no intervals"
-    if counts[-1] > 1:
+    if counts[-1] == 2:
+        bars = "two seeds: no intervals, hollow points are the gains of each"
+    elif counts[-1] > 2:
         ends = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
         bars = f"bars: 95% intervals over {ends} seeds"
+        if 2 in counts:
+            bars += ", of two seeds the gains of each as hollow points"
     radii = sorted({*radii_in_words(shown, made).values()} - {"-"})
     return (
         f"Gain on the plain run of the same seed ({what_is_shown(which, results, made)}); {bars}. "
@@ -911,14 +997,29 @@ def picture_in_words(which: str, folders: dict, results: dict, made: dict) -> st
     )
 
 
+def gains_in_words(tables: list[list[list[str]]]) -> list[str]:
+    """What ± and parentheses are in tables of gains, by the numbers of their seeds."""
+    counts = {int(row[-1]) for _, *rows in tables for row in rows}
+    lines = []
+    if max(counts) >= SEEDS_OF_AN_INTERVAL:
+        lines.append("± is half a 95% interval of the mean gain, over seeds (Student's t)")
+    if 2 in counts:
+        lines.append(TWO_SEEDS)
+    if not lines:
+        lines.append("one seed for each")
+    if max(counts) < SEEDS_OF_AN_INTERVAL:
+        lines[-1] += "; three or more (--seed 1, 2, ...) give 95% intervals"
+    return lines
+
+
 def run_compare(folder: str) -> None:
     """What runs below a folder gain on their plain partners, and on those of uniform radii.
 
     Partners are runs that differ in --no-infoard (or --asa uniform) alone, wherever they lie, or
     cells named plain and uniform beside a cell: NAME/infoard/s0 and NAME/plain/s0. Differences are
-    paired by seed, in points, with 95% intervals over seeds. They are printed, and written into
-    that folder as compare.md, compare.tex (LaTeX, which needs booktabs and graphicx) and
-    figures/gains (png and pdf).
+    paired by seed, in points, with 95% intervals over three and more seeds. They are printed, and
+    written into that folder as compare.md, compare.tex (LaTeX, which needs booktabs and graphicx)
+    and figures/gains (png and pdf).
     """
     from companions import figures
 
@@ -927,10 +1028,7 @@ def run_compare(folder: str) -> None:
     made = read_settings(folders)
     tables = compare_tables(results, made)
     I.require(tables, why_unpaired(results, made, folder))
-    about = ["± is half a 95% interval of the mean gain, over seeds (Student's t)"]
-    cells = [cell for lines in tables.values() for line in lines for cell in line]
-    if not any("±" in cell for cell in cells):
-        about = ["one seed for each: more of them (--seed 1, 2, ...) give 95% intervals"]
+    about = gains_in_words(list(tables.values()))
     about += [
         *left_out(folder),
         *pairs_in_words(results, made),
@@ -960,7 +1058,8 @@ def run_compare(folder: str) -> None:
         if rows:
             names = names_of(list(rows), made)
             rows = {names[cell]: row for cell, row in rows.items()}
-            title = f"{figures.name_of_run(Path(folder))}: {on_which_bases(results, made)}"
+            above = figures.name_of_folder(Path(folder))
+            title = ": ".join(filter(None, [above, on_which_bases(results, made)]))
             about = picture_in_words(which, folders, results, made)
             fill = partial(figures.figure_gains, rows=rows, title=title, about=about)
             figures.draw(Path(folder, "figures"), gains=fill)

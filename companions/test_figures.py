@@ -110,7 +110,13 @@ def test_a_figure_that_has_a_title_keeps_it(tmp_path):
 
 @pytest.mark.parametrize(
     "folder, name",
-    [("runs/shapes-s0", "shapes-s0"), ("runs/demo/infoard", "demo/infoard"), ("/a/b/c", "b/c")],
+    [
+        ("runs/shapes-s0", "shapes-s0"),
+        ("runs/demo/infoard", "demo/infoard"),
+        ("/a/b/c", "b/c"),
+        (ROOT / "mine", "mine"),  # without the name of the clone
+        ("/a/runs", ""),
+    ],
 )
 def test_a_run_is_called_by_its_folder(folder, name):
     assert figures.name_of_run(Path(folder)) == name
@@ -139,8 +145,8 @@ def test_importing_figures_needs_no_matplotlib():
 
 def test_gains_are_drawn_in_order_with_their_intervals():
     rows = {
-        "RSLAD + InfoARD": {"worst": (1.0, 0.5), "clean": (-2.0, 0.25)},
-        "b": {"clean": (3.0, 0.75)},  # of a cell with other attacks
+        "RSLAD + InfoARD": {"worst": [0.5, 1.0, 1.5], "clean": [-2.5, -2.0, -1.5]},
+        "b": {"clean": [2.0, 3.0, 4.0]},  # of a cell with other attacks
     }
     figure = filled(figures.figure_gains, rows=rows, title="gain on plain RSLAD", about="3 seeds")
     assert (figure.get_suptitle(), figure.get_supxlabel()) == ("gain on plain RSLAD", "3 seeds")
@@ -148,9 +154,22 @@ def test_gains_are_drawn_in_order_with_their_intervals():
     assert [label.get_text() for label in worst.get_yticklabels()] == ["RSLAD + InfoARD", "b"]
     assert means_of(clean.containers[0]) == [(-2.0, 0.0), (3.0, -1.0)]  # a above b
     low, high = ends_of(clean.containers[0], axis=0)
-    assert low == [-2.25, 2.25] and high == [-1.75, 3.75]
+    half = 0.95 * math.sqrt(2 / (1 - 0.95**2)) / math.sqrt(3)  # t of two degrees in closed form
+    assert low == pytest.approx([-2 - half / 2, 3 - half])
+    assert high == pytest.approx([-2 + half / 2, 3 + half])
     first, second = means_of(worst.containers[0])
     assert first == (1.0, 0.0) and math.isnan(second[0])
+
+
+def test_gains_of_two_seeds_are_points_without_a_bar():
+    rows = {"b": {"worst": [2.0, 4.0], "clean": [1.0, 1.0]}}
+    worst, clean = filled(figures.figure_gains, rows=rows).axes
+    assert means_of(worst.containers[0]) == [(3.0, 0.0)]
+    hollow = [line for line in worst.lines if line.get_mfc() == "none"]
+    assert [line.get_xdata().tolist() for line in hollow] == [[2.0, 4.0]]
+    for panel in (worst, clean):  # equal gains are no interval of no width either
+        [segment] = panel.containers[0][2][0].get_segments()
+        assert len(segment) == 0
 
 
 def test_curve_shows_mean_and_deviation_beside_time():

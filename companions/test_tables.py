@@ -124,7 +124,7 @@ def test_anyones_attack_stands_in_both_tables(tmp_path):
     change_results(tmp_path / "x/s1", mine=40.0)
     tables.run_tables(str(tmp_path))
     text = (tmp_path / "tables.md").read_text()
-    best = rows_of(text.split("\n\n")[0])
+    best = rows_of(text.split("\n\n")[1])
     assert best["best (%)"][:3] == ["clean", "mine", "worst"]
     assert best["x"][1] == "37.00 ± 4.24"
     # In seed 1 plain was not attacked by it, so `worst` is not of the same attacks.
@@ -193,18 +193,17 @@ def test_tables_give_mean_deviation_and_paired_gain(tmp_path, capsys):
     tables.run_tables(str(tmp_path))
     text = (tmp_path / "tables.md").read_text()
     assert text.strip() in capsys.readouterr().out
-    best = rows_of(text.split("\n\n")[0])
+    last, best = map(rows_of, text.split("\n\n")[:2])  # what nobody has chosen is first
     names = ["s7", "T1: ARD + InfoARD", "T1: AT", "T1: AT + InfoARD", "published: AT, x"]
     assert list(best) == ["best (%)", *names]
     assert best["best (%)"] == ["clean", "aa", "worst", "gain", "n", "seeds"]
     assert best["T1: AT"] == ["80.00 ± 0.00", "-", "25.00 ± 7.07", "-", "500", "2"]
     # s0: +1, s1: +4; the seed without a partner counts in the mean, not in the gain
-    assert best["T1: AT + InfoARD"][2:4] == ["51.33 ± 41.79", "+2.50 ± 19.06"]
+    assert best["T1: AT + InfoARD"][2:4] == ["51.33 ± 41.79", "+2.50 (+1.00, +4.00)"]
     assert best["published: AT, x"] == ["-", "45.83", "-", "-", "10000", "1"]
-    last = rows_of(text.split("\n\n")[1])
-    assert last["T1: AT + InfoARD"][1:3] == ["77.00 ± 62.68", "+3.75 ± 28.59"]
-    assert text.count("masked") == 2  # the warnings of best, of s7 and of ARD
-    assert "T1/ard/infoard/s0: w" in text and "masked: s7: w" in text
+    assert last["T1: AT + InfoARD"][1:3] == ["77.00 ± 62.68", "+3.75 (+1.50, +6.00)"]
+    assert text.count("best: w") == 2 and text.count("last: v") == 7
+    assert "T1/ard/infoard/s0, best: w" in text and "masked: s7, best: w" in text
 
 
 def test_tables_are_kept_as_latex_and_with_all_that_was_measured(tmp_path):
@@ -226,7 +225,7 @@ def test_tables_repeat_the_warnings_of_masked_gradients(tmp_path, capsys):
         I.save(tmp_path / name / "results.json", {"best": best})
     tables.run_tables(str(tmp_path))
     out = capsys.readouterr().out
-    assert out.count("masked") == 1 and "warning, gradients may be masked: b: w\n" in out
+    assert out.count("masked") == 1 and "may be masked: b, best: w\n" in out
 
 
 @each("names", [[""], ["x_1/only_best"], ["a/plain", "a/infoard"]])
@@ -236,8 +235,8 @@ def test_tables_of_few_runs_are_plain(names, tmp_path, capsys):
         I.save(tmp_path / name / "results.json", {"best": seen, "last": seen})
     tables.run_tables(str(tmp_path))
     out = capsys.readouterr().out
-    assert "best (%)" in out
-    assert not any(word in out for word in ("last (%)", "seeds", "gain"))
+    assert "last (%)" in out and "images: the last epoch) has the same numbers" in out
+    assert not any(word in out for word in ("best (%)", "seeds", "gain"))
     latex = (tmp_path / "tables.tex").read_text()
     if names[0].startswith("x_"):
         assert r"x\_1/only\_best" in latex
@@ -277,7 +276,7 @@ def test_what_eval_adds_is_compared_where_it_is_alike(tmp_path):
     *_, later, warnings = (tmp_path / "tables.md").read_text().split("\n\n")
     rows = rows_of(later)
     assert rows["asa"][rows["eval (%)"].index("gain")] == "+2.00"  # of s0 alone
-    assert "asa/s0: w" in warnings
+    assert "asa/s0, eval: w" in warnings
 
 
 @each("key", ["eps", "eps_l2", "teacher_nat"])
@@ -333,8 +332,39 @@ def test_95_per_cent_of_students_distribution_lie_inside(values):
 def test_one_seed_has_no_interval():
     mean, half = tables.mean_interval([3.0])
     assert mean == 3.0 and math.isnan(half)
-    assert tables.signed(mean, half) == "+3.00"
-    assert tables.signed(-1.0, 0.5) == "-1.00 ± 0.50"
+    assert tables.with_half([3.0]) == tables.with_ends([3.0]) == "+3.00"
+
+
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=6))
+def test_fewer_than_three_seeds_have_no_interval(values):
+    half, ends = tables.with_half(values), tables.with_ends(values)
+    mean, width = tables.mean_interval(values)
+    if len(values) == 2:  # two equal ones would have an interval of no width
+        assert half == ends == f"{mean:+.2f} ({values[0]:+.2f}, {values[1]:+.2f})"
+        assert math.isnan(tables.interval_shown(values)[1])
+    else:
+        assert half == f"{mean:+.2f} ± {width:.2f}"
+        assert ends == f"{mean:+.2f} [{mean - width:+.2f}, {mean + width:+.2f}]"
+
+
+def test_a_sign_has_one_meaning_in_a_table_and_is_told_once(tmp_path):
+    """± is a deviation in tables of accuracy, [..] an interval, (..) the gains of two seeds."""
+    write_results(tmp_path, {f"plain/s{seed}": 20.0 + seed for seed in range(3)})
+    write_results(tmp_path, {"a/s0": 21.0, "a/s1": 23.0, "a/s2": 25.0, "b/s0": 22.0, "b/s1": 23.0})
+    tables.run_tables(str(tmp_path))
+    text = (tmp_path / "tables.md").read_text()
+    best = rows_of(text.split("\n\n")[1])
+    # +1, +2, +3: mean 2, sd 1, 4.303/sqrt(3) times that
+    assert best["a"][1:3] == ["23.00 ± 2.00", "+2.00 [-0.48, +4.48]"]
+    assert best["b"][1:3] == ["22.50 ± 0.71", "+2.00 (+2.00, +2.00)"]
+    signs = ["± is the standard deviation", "[..]: 95% interval", tables.TWO_SEEDS]
+    assert [text.count(sign) for sign in signs] == [1, 1, 1]
+    latex = (tmp_path / "tables.tex").read_text()
+    assert latex.count(r"[..]: 95\% interval of the mean gain") == 2  # each caption for itself
+    tables.run_compare(str(tmp_path))
+    text = (tmp_path / "compare.md").read_text()
+    assert "+2.00 ± 2.48" in text and "+2.00 (+2.00, +2.00)" in text
+    assert text.count("± is half a 95% interval") == text.count(tables.TWO_SEEDS) == 1
 
 
 def test_gains_are_paired_by_seed(tmp_path, capsys):
@@ -387,6 +417,16 @@ def test_the_figure_of_gains_says_what_it_shows(tmp_path, monkeypatch):
     assert "Teacher: evidence/teachers/strong.pt, strong/s77/last.pt." in shown["about"]
 
 
+def test_the_figure_of_runs_is_not_called_by_their_folder(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(figures, "draw", lambda folder, **fill: told.append(fill))
+    write_usual_runs(tmp_path / "clone/runs")
+    tables.run_compare(str(tmp_path / "clone/runs"))
+    shown = told[0]["gains"].keywords
+    assert shown["title"] == "gain on plain RSLAD"
+    assert "two seeds: no intervals" in shown["about"]
+
+
 def test_the_figure_of_gains_says_what_was_not_kept(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(figures, "draw", lambda folder, **fill: told.append(fill))
@@ -409,7 +449,7 @@ def test_an_evaluation_alone_is_a_row(tmp_path):
     I.save(tmp_path / "stranger/eval.json", found | {"checkpoint": "s.pt"})
     tables.run_tables(str(tmp_path))
     best, _, later, about = (tmp_path / "tables.md").read_text().split("\n\n")
-    assert list(rows_of(best)) == ["best (%)", "ours"]
+    assert list(rows_of(best)) == ["last (%)", "ours"]
     assert rows_of(later)["stranger"] == ["80.00", "33.00", "33.00", "50"]
     assert "n = 50 of 2000 test images; linf eps 4/255: cw (30 steps of 1/255)" in about
     latex = (tmp_path / "tables.tex").read_text()
@@ -475,11 +515,14 @@ def test_pooled_gains_stand_in_the_table(tmp_path):
     write_results(tmp_path, {"T1/a/infoard/s0": 21.0, "T1/a/infoard/s1": 23.0})
     write_results(tmp_path, {"T1/b/infoard/s0": 13.0, "T1/b/infoard/s1": 15.0})
     cells = tables.differences(results_below(tmp_path), "best", "plain")
-    mean, half = tables.gains(cells)["T1/*/infoard (2)"]["worst"]
-    assert mean == approx(3.0)  # 2 and 4: standard deviation sqrt(2), 12.7062/sqrt(2) times that
+    gains = tables.gains(cells)["T1/*/infoard (2)"]["worst"]
+    assert gains == approx([2.0, 4.0])
+    mean, half = tables.mean_interval(gains)
+    assert mean == approx(3.0)  # standard deviation sqrt(2), 12.7062/sqrt(2) times that
     assert half == pytest.approx(12.7062, abs=5e-5)  # the quantile as tables print it
     row = tables.gain_table(cells, "gain")[-1]
-    assert row == ["T1: mean of 2 + InfoARD", "+0.00 ± 0.00", "+3.00 ± 12.71", "500", "2"]
+    both = ["+0.00 (+0.00, +0.00)", "+3.00 (+2.00, +4.00)"]
+    assert row == ["T1: mean of 2 + InfoARD", *both, "500", "2"]
 
 
 def test_comparing_needs_a_plain_partner(tmp_path, capsys):
@@ -517,11 +560,13 @@ def test_runs_as_train_calls_them_are_seeds_and_pairs(tmp_path, capsys):
     assert I.main(["compare", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     rows = rows_of(out.split("\n\n")[0])
-    assert rows["RSLAD + InfoARD"][1:] == ["+2.00 ± 12.71", "500", "2"]  # +1 and +3
+    assert rows["RSLAD + InfoARD"][1:] == ["+2.00 (+1.00, +3.00)", "500", "2"]
+    assert "two seeds: no interval" in out and "three or more (--seed 1, 2, ...) give" in out
     assert f"compared by their settings: {USUAL} with {USUAL}-plain" in out
     assert I.main(["tables", str(tmp_path)]) == 0
     rows = rows_of(capsys.readouterr().out.split("\n\n")[0])
-    assert rows["RSLAD"][1] == "20.50 ± 0.71" and rows["RSLAD + InfoARD"][2] == "+2.00 ± 12.71"
+    assert rows["RSLAD"][1] == "20.50 ± 0.71"
+    assert rows["RSLAD + InfoARD"][2] == "+2.00 (+1.00, +3.00)"
 
 
 def test_pairs_are_found_by_settings_whatever_the_folders_are_called(tmp_path):
@@ -631,7 +676,7 @@ def test_teachers_have_a_table_of_their_own(tmp_path, capsys):
     assert rows["TRADES, tiny_wide"][1] == "66.00" and rows["TRADES, tiny"][1] == "55.00"
     assert "teacher (trained for the runs above" in about
     tables.run_tables(str(tmp_path / "teachers"))  # who asks for them gets them as runs
-    assert list(rows_of(capsys.readouterr().out.split("\n\n")[0]))[0] == "best (%)"
+    assert list(rows_of(capsys.readouterr().out.split("\n\n")[0]))[0] == "last (%)"
 
 
 def test_a_run_itself_is_a_row_by_its_name(tmp_path, capsys):
@@ -699,14 +744,19 @@ def test_numbers_of_others_say_whose_they_are(tmp_path, capsys):
         I.save(tmp_path / name / "results.json", {"best": row})
     tables.run_tables(str(tmp_path))
     text = (tmp_path / "tables.md").read_text()
-    best = rows_of(text.split("\n\n")[0])
+    best = rows_of(text.split("\n\n")[1])
     columns = "clean aa worst n seeds teacher source"
     assert best["best (%)"] == columns.split()
     assert best["AT"][-3:] == ["2", "-", "-"]
     saad = ["80.00", "49.00 ± 0.20", "-", "10000", "-", "WRN_1"]
     assert best["published/c10-r18: SAAD, P"] == [*saad, "A & B, 2026 (second hand: clean)"]
     assert best["published/c10-r18: ADR + averaged weights, P"][-2:] == ["none", "A & B, 2026"]
-    assert "± of a row with a source: the standard deviation over seeds that it reports" in text
+    assert "seeds, of a row with a source the one that it reports" in text
+    assert "L-infinity eps not kept; eps of rows with a source: as there" in text
+    tables.run_tables(str(tmp_path / "published"))
+    alone = (tmp_path / "published/tables.md").read_text()
+    assert "images; eps: as in the source of a row\n± is the" in alone
+    assert alone.endswith("± is the standard deviation over seeds that the source reports\n")
     latex = (tmp_path / "tables.tex").read_text()
     assert r"\textbf{50.00}" in latex and r"\textbf{29.00}" in latex
     assert latex.count("textbf") == 2 and r"WRN\_1 & A \& B, 2026" in latex
@@ -748,8 +798,9 @@ def test_a_latex_file_names_the_package_that_it_needs(tmp_path):
 
 
 def test_gains_are_latex_with_caption_label_and_what_is_shown_in_bold(tmp_path):
-    write_results(tmp_path, {"plain/s0": 20.0, "plain/s1": 30.0})
-    write_results(tmp_path, {"a_1/s0": 22.0, "a_1/s1": 32.1, "b/s0": 20.0, "b/s1": 33.0})
+    write_results(tmp_path, {"plain/s0": 20.0, "plain/s1": 30.0, "plain/s2": 25.0})
+    write_results(tmp_path, {"a_1/s0": 22.0, "a_1/s1": 32.1, "a_1/s2": 27.0})
+    write_results(tmp_path, {"b/s0": 20.0, "b/s1": 33.0, "b/s2": 25.0})
     for file in tmp_path.rglob("results.json"):
         change_results(file.parent, about={"n": 500, "of": 2000, "eps": 4 / 255})
     tables.run_compare(str(tmp_path))
@@ -759,9 +810,9 @@ def test_gains_are_latex_with_caption_label_and_what_is_shown_in_bold(tmp_path):
     assert "best (" in caption and "$n$ = 500 of 2000 test images" in caption
     assert r"$L_\infty$ $\epsilon$ 4/255; $\pm$ is half a 95\% interval" in caption
     assert rf"\label{{tab:{tmp_path.name.replace('_', '-')}-gain-best-plain}}" in best
-    # +2.0 and +2.1: t 12.71 times the deviation over sqrt(2) is 0.635; +0 and +3 are of no sign
-    assert r"a\_1 & +0.00 $\pm$ 0.00 & \textbf{+2.05 $\pm$ 0.64} & 500 & 2 \\" in best
-    assert r"b & +0.00 $\pm$ 0.00 & +1.50 $\pm$ 19.06 & 500 & 2 \\" in best
+    # 2.0, 2.1, 2.0: t 4.303 times the deviation 0.0577 over sqrt(3) is 0.143; 0, 3, 0: of no sign
+    assert r"a\_1 & +0.00 $\pm$ 0.00 & \textbf{+2.03 $\pm$ 0.14} & 500 & 3 \\" in best
+    assert r"b & +0.00 $\pm$ 0.00 & +1.00 $\pm$ 4.30 & 500 & 3 \\" in best
 
 
 @each("verb", ["tables", "compare"])
