@@ -413,8 +413,8 @@ def test_the_figure_of_gains_says_what_it_shows(tmp_path, monkeypatch):
     shown = told[0]["gains"].keywords
     assert shown["title"].endswith("/adaad: gain on plain AdaAD")
     assert r"right under FGSM, PGD-20, CW$_\infty$; eps 8/255; on 10000 test" in shown["about"]
-    assert "(the last epoch); bars: 95% intervals over 3 seeds" in shown["about"]
-    assert "Teacher: evidence/teachers/strong.pt, strong/s77/last.pt." in shown["about"]
+    assert "(the last epoch); bars: 95% intervals over 6 seeds" in shown["about"]
+    assert "Teacher: evidence/teachers/strong.pt." in shown["about"]
 
 
 def test_the_figure_of_runs_is_not_called_by_their_folder(tmp_path, monkeypatch):
