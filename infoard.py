@@ -1820,8 +1820,8 @@ def check_in(run: Run, out: Path, caught: list[int]) -> None:
         save(last, run.state())
         barrier()  # no rank is gone before it is saved
         number = caught[0] if caught else signal.SIGTERM
-        name = signal.Signals(number).name
-        print(f"stopped by {name} at step {run.at.step}, all saved in {last}: --resume goes on")
+        told = f"stopped by {signal.Signals(number).name} at step {run.at.step}, all saved in"
+        print(told, f"{last}: {optional('runs:how_to_go_on')(out) or '--resume'} goes on")
         raise SystemExit(128 + number)
 
 
@@ -1929,7 +1929,7 @@ def train(cfg: Config | None = None, **given) -> dict:
     """The whole job: data, teacher, student, evaluation, files in cfg.out; gives results.json."""
     cfg = (cfg or Config(**given)).resolved()
     out, device = Path(cfg.out), pick_device(cfg.device)
-    with optional("runs:alone_in")(out) or contextlib.nullcontext():
+    with optional("runs:alone_in")(out, cfg) or contextlib.nullcontext():
         finished, begun = (out / "results.json").exists(), (out / "last.pt").exists()
         optional("runs:same_run")(cfg, out)
         if not has_companions() and (finished or begun):

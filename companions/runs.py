@@ -77,34 +77,75 @@ def begun_settings(given: dict) -> dict:
     return {name: settings[name] for name in known if name in settings} | {"own": own}
 
 
+def as_words(name: str, value) -> list[str]:
+    """A setting as words of a command line: --lr 0.1, --infoard, --no-infoard."""
+    if value is False:
+        return [I.flag_of(f"no-{name}")]
+    if value is True:
+        return [I.flag_of(name)]
+    return [I.flag_of(name), str(value)]
+
+
 def in_words(cfg: I.Config, names: Iterable[str]) -> str:
     """Settings as words of a command line."""
+    return " ".join(" ".join(as_words(name, getattr(cfg, name))) for name in names)
+
+
+def words_of(cfg: I.Config) -> list[str]:
+    """The command line of a run: all settings, resolved, that are not the usual ones."""
     words = []
-    for name in names:
-        value = getattr(cfg, name)
-        if value is False:
-            words.append(I.flag_of(f"no-{name}"))
-        elif value is True:
-            words.append(I.flag_of(name))
-        else:
-            words.append(f"{I.flag_of(name)} {value}")
-    return " ".join(words)
+    for f in fields(I.Config):
+        value = getattr(cfg, f.name)
+        usual = options.usual(f.name, cfg)
+        if f.name == "out":
+            usual = replace(cfg, out=None).resolved().out
+        if f.name != "own" and value != usual:
+            words += as_words(f.name, value)
+    for name, (usual, _) in I.get_framework(cfg.framework).options.items():
+        if cfg.own.get(name, usual) != usual:
+            words += as_words(name, cfg.own[name])
+    return words
 
 
 # Options that alone begin no run.
 OF_RESUMING = {"resume", "out", "device", "progress", "figures", "attacks", "eval_subset"}
 
 
+def unfinished(folder: str = "runs") -> str:
+    """In words, which runs below a folder have begun and have no results, teachers apart: those go
+    on with the run that misses them.
+    """
+    runs = [file.parent for file in sorted(Path(folder).rglob("config.json"))]
+    open_ones = [run for run in runs if not (run / "results.json").exists() and not is_shared(run)]
+    if not open_ones:
+        return f"there is none in {folder}/ that is unfinished"
+    return f"add --out; unfinished are {of_names(open_ones)}"
+
+
+def begins(given: dict) -> str:
+    """A line if --resume finds nothing to go on and a run is begun; one line to refuse that, if
+    nothing that is given names one.
+    """
+    if not given.get("resume"):
+        return ""
+    out = given.get("out")
+    named = given.keys() - OF_RESUMING
+    if out:
+        told = f"{out} holds no run to go on: name the folder of one, or what is to begin"
+    else:
+        out = I.Config(**given).resolved().out
+        if (Path(out) / "config.json").exists():
+            return ""
+        told = f"no run to go on is named, and {out} holds none: {unfinished()}"
+    I.require(named, told)
+    return f"{out} holds no run yet: one is begun"
+
+
 def completed(given: dict) -> tuple[dict, str]:
     """(settings of a run that is resumed, what was not given as it was begun; a line about it)."""
     old = begun_settings(given)
     if not old:
-        begins = given.get("resume") and given.get("out")
-        told = (
-            f"{given.get('out')} holds no run to go on: name the folder of one, or what is to begin"
-        )
-        I.require(not begins or given.keys() - OF_RESUMING, told)
-        return given, f"{given['out']} holds no run yet: one is begun" if begins else ""
+        return given, begins(given)
     own = old.pop("own")
     taken = {name: old[name] for name in old if name not in ("out", "resume", *given)}
     made = {**taken, **given}
@@ -456,12 +497,36 @@ def tidy(out: Path, evaluated: bool = False) -> None:
         kept.unlink(missing_ok=True)
 
 
+UNDER_WAY = []  # settings of the runs that this process is in: a student's, then its teacher's
+
+
+def how_to_go_on(out: Path) -> str:
+    """The command that goes on with what is stopped in a folder; for a teacher that a run misses,
+    that of the run.
+    """
+    folder = Path(UNDER_WAY[0].out) if UNDER_WAY else out
+    if folder == out or (folder / "last.pt").exists():
+        return options.command("--resume", "--out", folder)
+    return options.command(*words_of(UNDER_WAY[0]))
+
+
 @contextlib.contextmanager
-def alone_in(out: Path) -> Iterator[None]:
+def alone_in(out: Path, cfg: I.Config | None = None) -> Iterator[None]:
     """Inside, no other process trains into the folder: one line if one does already.
 
-    For a teacher in runs/teachers, which many runs share, it is waited for.
+    For a teacher in runs/teachers, which many runs share, it is waited for. cfg: of the run.
     """
+    UNDER_WAY.append(cfg or I.Config(out=str(out)))
+    try:
+        with locked(out):
+            yield
+    finally:
+        UNDER_WAY.pop()
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """The same, for a folder alone."""
     if I.world()[0] != 0:
         yield
         return
@@ -476,9 +541,9 @@ def alone_in(out: Path) -> Iterator[None]:
             tidy(out)
         yield
     except KeyboardInterrupt as stopped:
-        if (out / "last.pt").exists():
-            resumes = options.command("--resume", "--out", out)
-            stopped.args += (f"{'the same command' if wait else resumes} goes on",)
+        told = f"{how_to_go_on(out)} goes on"
+        if (out / "last.pt").exists() and told not in stopped.args:
+            stopped.args += (told,)
         raise
     finally:
         with contextlib.suppress(OSError):

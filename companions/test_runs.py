@@ -369,11 +369,66 @@ def test_without_resume_or_a_run_nothing_is_taken(place, capsys, monkeypatch):
     assert runs.completed(given) == (given, told)
     with pytest.raises(I.InfoardError, match="none holds no run to go on: name the folder"):
         runs.completed({"out": "none", "resume": True, "attacks": "clean"})
-    assert runs.completed({"resume": True})[1] == ""
+    told = "runs/shapes-tiny-at-s0 holds no run yet: one is begun"
+    assert runs.completed({"resume": True, "framework": "at"})[1] == told
     monkeypatch.setenv("HOME", str(place))
     assert runs.completed({"out": "~/o", "resume": True})[0]["data_dir"] == "A"
     code, told = said(capsys, "--data-dir", "A", "--out", "new", "--resume")
     assert code == 0 and "taken from" not in told
+
+
+def test_resume_that_names_no_run_lists_those_that_are_unfinished(place, capsys):
+    """It begins nothing: what it would begin is the built-in job, which nobody has asked for."""
+    line = ["--resume", "--no-progress"]
+    assert I.main(line) == 2
+    told = capsys.readouterr().err
+    assert "runs/shapes-tiny-rslad-s0 holds none: there is none in runs/" in told and one_line(told)
+    for name in ("cats", "dogs", "done", "teachers/kept"):
+        I.save(Path("runs", name, "config.json"), {"settings": {}})
+    I.save(Path("runs/done/results.json"), {})
+    assert I.main(line) == 2
+    told = capsys.readouterr().err
+    assert told.endswith("unfinished are runs/cats, runs/dogs\n") and one_line(told)
+    assert not Path("runs/shapes-tiny-rslad-s0").exists()
+    I.save(Path("runs/shapes-tiny-rslad-s0/config.json"), {"settings": {}})
+    assert runs.completed({"resume": True}) == ({"resume": True}, "")  # the default folder's run
+
+
+def test_the_words_of_a_run_make_it_again(tmp_path):
+    """For settings of each kind: floats, switches, those of a framework alone, the usual ones."""
+    made = [
+        {"eps": 4 / 255, "steps": 3, "figures": False, "seed": 2},
+        {"dataset": "cifar10", "infoard": False, "out": str(tmp_path / "a b"), "w_att": 0.05},
+        {"framework": "adaad", "lam_hi": 1.25, "teacher_epochs": 2, "attacks": "clean,fgsm"},
+        {"framework": "namid", "own": {"mi_bound": "dv"}},
+        {},
+    ]
+    for one in made:
+        cfg = I.Config(**one).resolved()
+        words = runs.words_of(cfg)
+        assert I.Config(**cli.parse("train", words)).resolved() == cfg
+        assert len(words) <= 2 * len(one) + 1  # no more than was given
+
+
+@each("begun", [False, True])
+def test_a_stopped_teacher_goes_on_with_the_run_that_misses_it(begun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = I.Config(seed=5, epochs=3, figures=False).resolved()
+    out = Path(asked.out)
+    teacher = Path("runs/teachers/one")
+    for folder in (teacher, out) if begun else (teacher,):
+        I.save(folder / "last.pt", {})
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        with runs.alone_in(out, asked), runs.alone_in(teacher, I.Config()):
+            raise KeyboardInterrupt
+    assert stopped.value.args == (f"{runs.options.program()} {words(asked, begun)} goes on",)
+    assert runs.UNDER_WAY == []
+    assert runs.how_to_go_on(teacher).endswith("--resume --out runs/teachers/one")
+
+
+def words(asked, begun):
+    """With which a run goes on that has begun to learn itself, or is called once more."""
+    return f"--resume --out {asked.out}" if begun else "--epochs 3 --seed 5 --no-figures"
 
 
 @each("settings", ["[1]", '{"lr": "much"}', '{"steps": []}'])
