@@ -1990,10 +1990,10 @@ def finish(run: Run, out: Path) -> dict:
         results["transfer"] = look(net, source=run.nets["teacher_nat"])
     optional("runs:add_findings")(run, net, results)
     save(out / "results.json", results)
-    if cfg.figures:
-        optional("figures:illustrate")(run, results)
     for name in ["best"] if best is last else ["best", "last"]:
         report(f"{out.name} {name} (epoch {results[name]['epoch']})", results[name])
+    if cfg.figures:
+        optional("figures:illustrate")(run, results)
     print(f"in {out}: results.json, log.jsonl, best.pt, last.pt")
     barrier()  # no rank asks for these files before they are there
     return results

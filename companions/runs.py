@@ -720,8 +720,6 @@ def not_evaluated(cfg: I.Config, out: Path) -> list[str]:
 
 def draw_what_is_missing(cfg: I.Config, out: Path) -> None:
     """The figures of a finished run that has none; a line if they cannot be drawn any more."""
-    if (out / "figures/sheet.pdf").exists() or not (out / "last.pt").exists():
-        return
     try:
         figures = importlib.import_module("companions.figures")
         results = read_json(out / "results.json")
@@ -739,14 +737,28 @@ def draw_what_is_missing(cfg: I.Config, out: Path) -> None:
         print(f"the figures of {out} cannot be drawn: {error}")
 
 
+def report_again(out: Path) -> None:
+    """Prints what infoard.finish has printed of a run, from its results.json."""
+    results = read_json(out / "results.json")
+    names = ["best"] if results["best"] == results["last"] else ["best", "last"]
+    for name in names:
+        I.report(f"{out.name} {name} (epoch {results[name]['epoch']})", results[name])
+
+
 def seen_finished(cfg: I.Config, out: Path) -> None:
     """Says that a run is finished, and what of the evaluation that is asked for it has not; draws
     figures that are asked for and missing. Of a teacher that is shared nothing is said.
     """
     if is_shared(out):
         return
-    print(f"{out} is finished: another --out or --seed makes another run")
+    drawn = (out / "figures/sheet.pdf").exists() or not (out / "last.pt").exists()
+    to_draw = cfg.figures and not drawn
+    if to_draw:
+        print(f"{out} is finished; drawing its figures")
+        report_again(out)
+    else:
+        print(f"{out} is finished: another --out or --seed makes another run")
     for line in not_evaluated(cfg, out):
         print(line)
-    if cfg.figures:
+    if to_draw:
         draw_what_is_missing(cfg, out)

@@ -519,6 +519,20 @@ def touch(folder, **drawn):
     print(f"drawn: {', '.join(drawn)}")
 
 
+def test_what_figures_take_long_for_is_told_before_them(desk, lab, monkeypatch, capsys):
+    """An interrupt while they are drawn loses no accuracy."""
+
+    def interrupted(run, results):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures, "illustrate", interrupted)
+    settings = {"framework": "natural", "infoard": False, "epochs": 1, "subset": 40}
+    with pytest.raises(KeyboardInterrupt):
+        run("new", figures=True, attacks="clean", eval_subset=20, **settings)
+    results = json.loads(Path("new/results.json").read_text())
+    assert f"best (epoch 1):  clean {results['best']['clean']:.2f}" in capsys.readouterr().out
+
+
 LOST = {  # what a kill between the results and the figures leaves out
     "all figures": ["over_eps", "sheet.pt", "figures"],
     "the sheet": ["sheet.pt", "figures"],
@@ -545,7 +559,10 @@ def test_figures_that_are_missing_are_drawn_when_asked_for(name, desk, lab, monk
     assert not Path("done/figures/sheet.pdf").exists()
     monkeypatch.setattr(I, "fit", None)  # nothing is learned
     assert I.main(line[:-1]) == 0
-    assert "drawn: curves, sheet" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.index("done is finished; drawing its figures\n") < shown.index("done best (epoch")
+    assert f"clean {results['best']['clean']:.2f}  " in shown
+    assert shown.index("done best (epoch") < shown.index("drawn: curves, sheet")
     made = json.loads(Path("done/results.json").read_text())
     assert made.pop("over_eps").items() <= results.pop("over_eps").items()
     assert made == results
