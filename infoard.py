@@ -1950,9 +1950,6 @@ def train(cfg: Config | None = None, **given) -> dict:
         if cfg.extra:
             data = resolve({}, "companions.extra:attached", "companion")(cfg, data)
         optional("runs:go_on")(cfg, out, data)
-        if not begun:
-            about = optional("runs:provenance")(cfg, device, data)
-            save(out / "config.json", {"settings": asdict(cfg)} | about)
         run = Run(cfg, data, device, get_nets(cfg, data, device))
         if begun:
             run.load(out / "last.pt")
@@ -1964,6 +1961,9 @@ def train(cfg: Config | None = None, **given) -> dict:
         )
         print(f"{told}, {begins}")
         optional("runs:introduce")(run)
+        if not begun:  # what is refused above leaves nothing behind
+            about = optional("runs:provenance")(cfg, device, data)
+            save(out / "config.json", {"settings": asdict(cfg)} | about)
         fit(run, out)
         return finish(run, out)
 

@@ -431,6 +431,45 @@ def words(asked, begun):
     return f"--resume --out {asked.out}" if begun else "--epochs 3 --seed 5 --no-figures"
 
 
+REFUSED = {  # what is found wrong once the folder is locked
+    "a teacher's file": ["--framework", "rslad", "--teacher", "nowhere.pt"],
+    "a student": ["--student", "resnet19"],
+    "a student of one's own": ["--student", "three.py:net"],
+    "an attack of one's own": ["--attacks", "clean,three.py:attack"],
+}
+
+
+@each("name", REFUSED)
+def test_what_is_refused_leaves_no_run_behind(name, place, capsys):
+    Path("three.py").write_text(
+        "import torch\n\n\ndef net():\n    return torch.nn.Flatten()\n\n\n"
+        "def attack(net, x, y, *, eps):\n    return x + 2\n"
+    )
+    code, told = said(capsys, "--data-dir", "A", "--out", "new", *REFUSED[name])
+    assert code == 2 and one_line(told.splitlines()[-1]), told
+    assert not Path("new").exists()
+
+
+def test_a_teacher_that_is_stopped_leaves_no_run_of_a_student_behind(place, monkeypatch, capsys):
+    def stopped(run, out):
+        I.save(out / "last.pt", run.state())
+        print(runs.how_to_go_on(out))
+        raise SystemExit(143)
+
+    monkeypatch.setattr(I, "fit", stopped)
+    line = LINE.replace("natural", "rslad").split()
+    line += ["--data-dir", "A", "--teacher-arch", "tiny", "--out", "new"]
+    with pytest.raises(SystemExit):
+        I.main(line)
+    assert [file.parts[:2] for file in Path().rglob("config.json") if file.parts[0] != "o"] == [
+        ("runs", "teachers")
+    ]
+    (told,) = [row for row in capsys.readouterr().out.splitlines() if "infoard.py --" in row]
+    again = told.partition("infoard.py ")[2].split()
+    made = I.Config(**cli.parse("train", again)).resolved()
+    assert made == I.Config(**cli.parse("train", line)).resolved()
+
+
 @each("settings", ["[1]", '{"lr": "much"}', '{"steps": []}'])
 def test_settings_that_cannot_be_taken_are_one_line(settings, place, capsys):
     Path("o/config.json").write_text(f'{{"settings": {settings}}}')
