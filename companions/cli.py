@@ -92,20 +92,61 @@ def is_file(path: str) -> bool:
     return in_a_file or ":" not in path or Path(path).exists()
 
 
-def settings(path: str, given: dict) -> dict:
-    """The options given, on top of what a checkpoint says of its data."""
-    saved = {}
-    if is_file(path):
-        from companions.checkpoints import read
+def own_checkpoint(path: str) -> dict:
+    """The content of a checkpoint of this program; {} of any other net."""
+    if not is_file(path):
+        return {}
+    from companions.checkpoints import read
 
-        file = read(path)
-        if file.get("format") == "infoard-1":
-            saved = file["config"]
+    file = read(path)
+    return file if file.get("format") == "infoard-1" else {}
+
+
+def settings(path: str, given: dict) -> dict:
+    """The options given, on top of what a checkpoint says of its data.
+
+    Where other data lie it does not say: nothing is downloaded into a folder of images.
+    """
+    saved = own_checkpoint(path).get("config", {})
     wanted = ("dataset", "data_dir", "image_size", "eps", "eps_l2", "subset", "val_size")
     found = {name: saved[name] for name in wanted if name in saved}
+    if given.get("dataset", found.get("dataset")) != found.get("dataset"):
+        found.pop("data_dir", None)
     found.update(given)
     I.require("dataset" in found, f"{path} does not say its data: add --dataset")
     return found
+
+
+CLASSES = {"shapes": 10, "cifar10": 10, "cifar100": 100, "svhn": 10, "tinyimagenet": 200}
+
+
+def check_number_of_classes(path: str, file: dict, dataset: str) -> None:
+    """One line, before anything is downloaded, if a net has not as many classes as a data set."""
+    names = file.get("classes", [])
+    k = CLASSES.get(dataset)
+    if names and k:
+        from companions.runs import of_names
+
+        told = f"{path} was trained on {len(names)} classes ({of_names(names)}), {dataset} has {k}"
+        I.require(len(names) == k, f"{told}: --dataset names the data that it knows")
+
+
+def row_name(path: str, file: dict) -> str:
+    """What a result is called: of a checkpoint of this program its folder, too."""
+    if file:
+        return "/".join(Path(path).absolute().parts[-2:])
+    return Path(path).name
+
+
+def about_unfinished(path: str, file: dict) -> list[str]:
+    """A line if a checkpoint is the last one of a training that has not ended."""
+    at = file.get("at", {})
+    epochs = file.get("config", {}).get("epochs") or 0
+    epoch = at.get("epoch", epochs)
+    if epoch >= epochs:
+        return []
+    where = f"in epoch {epoch + 1}" if at.get("position") else f"after epoch {epoch}"
+    return [f"note: the training of {row_name(path, file)} stopped {where} of {epochs}"]
 
 
 def keep_evaluation(file: Path, result: dict, path: str, made: dict) -> None:
@@ -127,6 +168,8 @@ def run_eval(path: str, **given) -> None:
     for line in options.about_unused(cfg, options.unread_in_evaluation(cfg)):
         print(line)
     device = I.pick_device(cfg.device)
+    file = own_checkpoint(path)
+    check_number_of_classes(path, file, cfg.dataset)
     data = I.load_dataset(
         cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size
     )
@@ -158,8 +201,8 @@ def run_eval(path: str, **given) -> None:
     hint = "are its data, its normalisation and the order of its classes these?"
     if hasattr(net, "trained_on"):  # of our own, which knows all three
         hint = f"train it again: {LEARN_MORE}"
-    result["notes"] += about_chance(result, data.y_test, hint)
-    I.report(Path(path).name, result)
+    result["notes"] += about_unfinished(path, file) + about_chance(result, data.y_test, hint)
+    I.report(row_name(path, file), result)
     intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
     print("95% intervals:", ", ".join(intervals), "(Wilson, over images)")
     print("precision:", result["precision"])
