@@ -12,10 +12,11 @@ from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import infoard as I
-from test_infoard import ROOT, each, error_of, make_info, near, one_line, pair, run
+from test_infoard import ROOT, begun, each, error_of, make_info, near, one_line, pair, run
 
 MINE = """
 import torch
@@ -286,6 +287,25 @@ def test_the_example_of_the_documents_runs(code, capsys):
     assert "path/to/mine.py:net" in commands[2]
     assert I.main(["--student", "mine.py:net", "--attacks", "clean", *few.split(), "b"]) == 0
     assert "timm:" in commands[3]
+
+
+@each("student", ["tiny", "code/mine.py:net"])
+def test_the_result_is_loaded_as_the_documents_say(student, code, capsys):
+    """The names that are printed are those of the net that was saved, for three image files."""
+    text = (ROOT / "docs/usage.md").read_text().partition("## Load the result")[2]
+    example = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    made = begun(framework="natural", student=student)
+    for name in ("best.pt", "last.pt"):
+        I.save(Path("runs/folder-tiny-rslad-s0", name), made.state())
+    files = re.findall(r'"(\d\.\w+)"', example)
+    colours = ["red", "lime", "blue"]
+    for name, colour in zip(files, colours, strict=True):
+        Image.new("RGB", (40, 30), colour).save(name)
+    exec(example, {})
+    exec(example.replace("best.pt", "last.pt"), {})
+    x = torch.eye(3)[:, :, None, None].expand(3, 3, 32, 32)  # of one colour at any size
+    names = [made.data.classes[k] for k in I.predict(made.student, x).argmax(1)]
+    assert capsys.readouterr().out == f"{names}\n" * 2
 
 
 # ==== Rules of radii ==============================================================================
