@@ -104,7 +104,7 @@ def resolve(table: dict, name: str, what: str):
     except Exception as error:  # whatever foreign code raises
         if isinstance(error, ImportError) and not entry.startswith(error.name or entry):
             raise  # a package that it needs: the command line says how to install it
-        meant = None if what == "companion" else optional("own:nearest")(error)
+        meant = None if what == "companion" else optional("own:nearest")(error, entry)
         raise InfoardError(f"cannot import the {what} {entry}: {error}{meant or ''}") from None
     usable = callable(found) or is_dataclass(found)
     require(usable, f"the {what} {entry} is a {type(found).__name__}, which cannot be called")
@@ -327,9 +327,9 @@ class Config:
         if cfg.plus:
             optional("plus:weights_of")(cfg)  # or one line
         plain = "-plain" if framework.infoard and not cfg.infoard else ""
-        added = f"+{cfg.plus}" if cfg.plus else ""
-        names = re.sub("[:/]", ".", f"{cfg.dataset}-{cfg.student}-{cfg.framework}{added}")
-        out = cfg.out or f"runs/{names}{plain}-s{cfg.seed}"
+        names = cfg.dataset, cfg.student, f"{cfg.framework}+{cfg.plus}".removesuffix("+")
+        named = "-".join(re.sub(r"^(.*/)?(.*)\.py:", r"\2.", name) for name in names)
+        out = cfg.out or "runs/" + re.sub("[:/]", ".", f"{named}{plain}-s{cfg.seed}")
         return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
 
     def lr_at(self, share: float) -> float:
@@ -1848,7 +1848,7 @@ def fit(run: Run, out: Path) -> None:
                     marks.append(time.time())
                 if at.step == 25 and len(marks) == 2:  # 20 steps in which nothing starts up
                     minutes = (marks[1] - marks[0]) / 20 * n / cfg.batch_size * cfg.epochs / 60
-                    print(f"about {minutes:.1f} minutes for {cfg.epochs} epochs, plus validation")
+                    print(f"about {minutes:.1f} minutes (epochs: {cfg.epochs}), plus validation")
                 now = caught and run.ranks == 1  # ranks stop together
                 if now or at.step % every == 0 or at.position == n:
                     check_in(run, out, caught)

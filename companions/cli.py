@@ -26,6 +26,7 @@ import infoard as I
 from companions import options
 from companions.evaluation import exact_fp32, list_of_images
 from companions.options import program
+from companions.own import check_entry
 
 LITE = "--student tiny --teacher-arch tiny_wide --steps 3 --steps-lo 1 --step-size 4/255"
 GROUPS = {  # the first option of each group of --help
@@ -392,11 +393,20 @@ def framework_options(argv: list[str]) -> dict:
     name = named["framework"] or begun_settings(named).get("framework")
     if name is None or "," in name:  # bench takes a list
         return {}
+    check_entry(name, "--framework")
     return I.get_framework(name).options
+
+
+FOLLOWS = {  # what others ask for by an option, and what it follows from here
+    "--num-classes": "classes come from the data: the names of their folders, or of the data set",
+}
+FOLLOWS["--classes"] = FOLLOWS["--num-classes"]
 
 
 def hint(word: str, known: list[str]) -> str:
     """What may have been meant by a word that is not known, or ""."""
+    if word in FOLLOWS:
+        return FOLLOWS[word]
     if word in OPTIONS and word not in known:
         return "this verb does not use it"
     near = difflib.get_close_matches(word, known, 1)
@@ -520,6 +530,18 @@ def used_by(verb: str, function: Callable) -> list[str]:
     return getattr(function, "takes", everything)
 
 
+def check_values(given: dict) -> None:
+    """One line for a file or a folder in a place where something else is to be named."""
+    for name in ("student", "teacher", "teacher_arch", "dataset", "asa", "mim"):
+        check_entry(given.get(name) or "", I.flag_of(name))
+    for entry in given.get("attacks", "").split(","):
+        check_entry(entry, "attack")
+    name = given.get("dataset")
+    if name and name not in I.DATASETS:
+        told = f"--dataset {name} is a folder: --dataset folder --data-dir {name} takes its images"
+        I.require(not Path(name).expanduser().is_dir(), told)
+
+
 def parse(verb: str, argv: list[str]) -> dict:
     """The options that were given, as keywords of the verb's function."""
     function = get_verb(verb)
@@ -547,6 +569,7 @@ def parse(verb: str, argv: list[str]) -> dict:
 
     given = vars(parser.parse_args(argv))
     given.pop("lite", None)
+    check_values(given)
     path = given.get("path", "")
     told = f"no checkpoint file at {path}, which is a folder: name a file in it, such as best.pt"
     I.require(not path or not Path(path).is_dir(), told)

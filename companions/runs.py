@@ -170,8 +170,11 @@ def same_settings(old: dict, cfg: I.Config, free: Iterable[str] = ()) -> None:
         old[name] = old["own"].get(name, old.get(name, value))
     new = {name: value for name, value in asdict(cfg).items() if name != "own"} | cfg.own
     for name, value in new.items():
-        told = f"{cfg.out} was made with {I.flag_of(name)} {old[name]}, not {value}"
-        I.require(name in free or old[name] == value, f"{told}: choose another --out")
+        told = f"{cfg.out} was made with {' '.join(as_words(name, old[name]))}, not"
+        told += f" {as_words(name, value)[-1]}: choose another --out"
+        if name == "epochs":
+            told += ", as a run keeps its number of epochs, finished or stopped"
+        I.require(name in free or old[name] == value, told)
 
 
 def same_file(name: str, config: dict, cfg: I.Config) -> bool:
@@ -410,6 +413,11 @@ def teacher_folder(out: Path, cfg: I.Config) -> Path:
 
     A run that is finished asks for it to be drawn beside it: then none is trained.
     """
+    if (
+        out.parts[:2] == ("runs", "teachers") and len(out.parts) > 3
+    ):  # a net or data of a file of one's own are in its name
+        name = re.sub(r"/.*/([^/]*)\.py:", r"\1.", "/".join(out.parts[2:]))
+        out = Path(*out.parts[:2], re.sub("[:/]", ".", name))
     if not cfg.flip:
         out = out.with_name(f"{out.name}-noflip")
     found = teacher_of_now(out, cfg)
@@ -607,10 +615,12 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
         importlib.import_module("matplotlib")
     if cfg.schedule != "cosine":
         late = [drop for drop in cfg.schedule.split(",") if int(drop) >= cfg.epochs]
-        told = f"warning: --schedule {cfg.schedule} has no effect after {cfg.epochs} epochs"
+        told = f"warning: --schedule {cfg.schedule} has no effect after epoch {cfg.epochs}"
         if late:
             print(f"{told}: the learning rate never falls at {', '.join(late)}")
-    if ":" not in cfg.student:
+    if ":" in cfg.student and not cfg.student.startswith("timm:"):
+        I.resolve({}, cfg.student, "net")  # a name that is not there, before a teacher is trained
+    elif ":" not in cfg.student:
         with torch.device("meta"):
             I.build_model(cfg.student)
 

@@ -190,6 +190,11 @@ MISTAKES = [
         ["--framwork", "rslad", "--epoch=3", "--zzz", "1"],
         r"--framwork: did you mean --framework\?; --epoch: did you mean --epochs\?",
     ),
+    (["--num-classes", "4"], "classes come from the data: the names of their folders"),
+    (["--dataset", "done"], "done is a folder: --dataset folder --data-dir done takes its images"),
+    (["eval", "untrained.pt", "--dataset", "done/figures"], "folder --data-dir done/figures"),
+    (["--framework", "nets.py"], "which --framework of it is meant"),
+    (["--student", "nets:absent"], "module 'nets' has no attribute 'absent'"),
     (["--amp", "bf61", "--epoch", "3"], r"'bf61': did you mean bf16\?; --epoch: did you mean"),
     (
         ["eval", "done/last.pt", "--lr", "1", "--attack", "pgd"],

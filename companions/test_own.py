@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 import infoard as I
+from companions.runs import teacher_folder
 from test_infoard import ROOT, begun, each, error_of, make_info, near, one_line, pair, run
 
 MINE = """
@@ -147,7 +148,12 @@ def test_names_of_folders_are_no_folders():
     with pytest.raises(I.InfoardError, match="no file c/d.py"):
         cfg.resolved()
     cfg = I.Config(student="/a/b.py:net")
-    assert cfg.resolved().out == "runs/shapes-.a.b.py.net-rslad-s0"
+    assert cfg.resolved().out == "runs/shapes-b.net-rslad-s0"
+    cfg = I.Config(student="b-c.py:net", dataset="data/of.mine/d.py:load", plus="igdm:0.5")
+    assert cfg.resolved().out == "runs/d.load-b-c.net-rslad+igdm.0.5-s0"
+    assert I.Config(student="timm:a/b").resolved().out == "runs/shapes-timm.a.b-rslad-s0"
+    made = Path("runs/teachers/folder-/home/me/b.py:net-trades-12345678")
+    assert teacher_folder(made, I.Config()) == Path("runs/teachers/folder-b.net-trades-12345678")
 
 
 def test_files_of_one_name_are_not_confused(tmp_path):
@@ -216,7 +222,11 @@ WRONG = [
     ("--student code/mine.py:three", "3 classes, the data have 10"),
     ("--student code/mine.py:maps", r"\[2, 10, 30, 30\] for two images"),
     ("--student code/mine.py:large", r"does not take images \[2,3,32,32\]"),
-    ("--student code/mine.py:absent", "absent"),
+    ("--student code/mine.py:absent", "the net code/mine.py:absent: mine.py has no attribute"),
+    ("--student code/mine.py:WIDTH", "WIDTH of mine.py is a int, which cannot be called"),
+    ("--student code/mine.py", "code/mine.py is a file: .* Write code/mine.py:NAME"),
+    ("--attacks clean,code/mine.py", "which attack of it is meant"),
+    ("--student deep.mine:net", "path/to/deep/mine.py:net"),
     ("--student code/absent.py:net", "no file code/absent.py"),
     ("--framework code/mine.py:loss", "function of one Step: missing a required argument: 'x'"),
     ("--framework code/mine.py:no_loss --student tiny", "must be a scalar"),

@@ -344,6 +344,7 @@ OTHERWISE = [
     (["--lr", "0.02"], "o was made with --lr 0.01, not 0.02"),
     (["--framework", "at"], "o was made with --framework natural, not at"),
     (["--dataset", "shapes"], "o was made with --dataset folder, not shapes"),
+    (["--no-flip"], "o was made with --flip, not --no-flip"),
 ]
 
 
@@ -352,6 +353,9 @@ def test_what_is_given_otherwise_is_refused_as_ever(words, why, place, capsys):
     unfinished()
     code, told = gone_on(capsys, *words)
     assert code == 2 and f"infoard: error: {why}: choose another --out\n" in told
+    code, told = gone_on(capsys, "--epochs", "9")
+    keeps = "choose another --out, as a run keeps its number of epochs, finished or stopped\n"
+    assert code == 2 and f"o was made with --epochs 1, not 9: {keeps}" in told
 
 
 def test_what_may_be_given_otherwise_is_taken_as_given(place, capsys):
