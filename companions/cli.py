@@ -62,8 +62,8 @@ TEXTS = {  # of --help, where a line of Config is too short for it
     "your own as module:function; aa is AutoAttack",
     "transfer": "also evaluate attacks made on an undefended net: --teacher-nat, or one is trained",
     "eval_subset": "how many test images; 0: all; default: 500 on a CPU, else all",
-    "resume": "go on with the run in --out, if there is one; options that are not given are taken "
-    "from its config.json",
+    "resume": "go on with the run in --out, or begin it if there is none; options that are not "
+    "given are taken from its config.json",
 }
 TABLES = {  # in texts of Config, for the names of what is there
     "DATASETS": I.DATASETS,

@@ -56,10 +56,9 @@ def imported(entry: str) -> str:
         told = f"{file.name} has no attribute {first!r}"
         raise AttributeError(told, name=first, obj=module)
     if first == name:
-        kind = getattr(module, name)
-        usable = callable(kind) or is_dataclass(kind)
-        told = f"{name} of {file.name} is a {type(kind).__name__}, which cannot be called"
-        I.require(usable, told)
+        named = getattr(module, name)
+        told = f"{name} of {file.name} is a {type(named).__name__}, which cannot be called"
+        I.require(callable(named) or is_dataclass(named), told)
     return f"{module_name}:{name}"
 
 

@@ -122,27 +122,36 @@ def unfinished(folder: str = "runs") -> str:
     return f"add --out; unfinished are {of_names(open_ones)}"
 
 
+def with_folder(given: dict) -> dict:
+    """The same with the usual folder, if --resume is given and nothing that names a run; one line
+    if there is none.
+    """
+    names_one = given.get("out") or given.keys() - OF_RESUMING
+    if names_one or not given.get("resume"):
+        return given
+    out = I.Config(**given).resolved().out
+    told = f"no run to go on is named, and {out} holds none: {unfinished()}"
+    I.require((Path(out) / "config.json").exists(), told)
+    return {**given, "out": out}
+
+
 def begins(given: dict) -> str:
     """A line if --resume finds nothing to go on and a run is begun; one line to refuse that, if
-    nothing that is given names one.
+    nothing that is given says which.
     """
     if not given.get("resume"):
         return ""
-    out = given.get("out")
-    named = given.keys() - OF_RESUMING
-    if out:
-        told = f"{out} holds no run to go on: name the folder of one, or what is to begin"
-    else:
-        out = I.Config(**given).resolved().out
-        if (Path(out) / "config.json").exists():
-            return ""
-        told = f"no run to go on is named, and {out} holds none: {unfinished()}"
-    I.require(named, told)
+    out = given.get("out") or I.Config(**given).resolved().out
+    if (Path(out).expanduser() / "config.json").exists():
+        return ""
+    told = f"{out} holds no run to go on: name the folder of one, or what is to begin"
+    I.require(given.keys() - OF_RESUMING, told)
     return f"{out} holds no run yet: one is begun"
 
 
 def completed(given: dict) -> tuple[dict, str]:
     """(settings of a run that is resumed, what was not given as it was begun; a line about it)."""
+    given = with_folder(given)
     old = begun_settings(given)
     if not old:
         return given, begins(given)

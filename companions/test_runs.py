@@ -394,8 +394,10 @@ def test_resume_that_names_no_run_lists_those_that_are_unfinished(place, capsys)
     told = capsys.readouterr().err
     assert told.endswith("unfinished are runs/cats, runs/dogs\n") and one_line(told)
     assert not Path("runs/shapes-tiny-rslad-s0").exists()
-    I.save(Path("runs/shapes-tiny-rslad-s0/config.json"), {"settings": {}})
-    assert runs.completed({"resume": True}) == ({"resume": True}, "")  # the default folder's run
+    out = "runs/shapes-tiny-rslad-s0"  # the usual folder: that run goes on as it was begun
+    I.save(Path(out, "config.json"), {"settings": {"epochs": 3}})
+    made, told = runs.completed({"resume": True})
+    assert made["out"] == out and made["epochs"] == 3 and told.endswith("--epochs 3")
 
 
 def test_the_words_of_a_run_make_it_again(tmp_path):
