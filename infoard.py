@@ -104,7 +104,7 @@ def resolve(table: dict, name: str, what: str):
     except Exception as error:  # whatever foreign code raises
         if isinstance(error, ImportError) and not entry.startswith(error.name or entry):
             raise  # a package that it needs: the command line says how to install it
-        meant = None if what == "companion" else optional("own:nearest")(error)
+        meant = None if what == "companion" else optional("own:nearest")(error, entry)
         raise InfoardError(f"cannot import the {what} {entry}: {error}{meant or ''}") from None
     usable = callable(found) or is_dataclass(found)
     require(usable, f"the {what} {entry} is a {type(found).__name__}, which cannot be called")
@@ -327,9 +327,9 @@ class Config:
         if cfg.plus:
             optional("plus:weights_of")(cfg)  # or one line
         plain = "-plain" if framework.infoard and not cfg.infoard else ""
-        added = f"+{cfg.plus}" if cfg.plus else ""
-        names = re.sub("[:/]", ".", f"{cfg.dataset}-{cfg.student}-{cfg.framework}{added}")
-        out = cfg.out or f"runs/{names}{plain}-s{cfg.seed}"
+        names = cfg.dataset, cfg.student, f"{cfg.framework}+{cfg.plus}".removesuffix("+")
+        named = "-".join(re.sub(r"^(.*/)?(.*)\.py:", r"\2.", name) for name in names)
+        out = cfg.out or "runs/" + re.sub("[:/]", ".", f"{named}{plain}-s{cfg.seed}")
         return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
 
     def lr_at(self, share: float) -> float:
@@ -1820,8 +1820,8 @@ def check_in(run: Run, out: Path, caught: list[int]) -> None:
         save(last, run.state())
         barrier()  # no rank is gone before it is saved
         number = caught[0] if caught else signal.SIGTERM
-        name = signal.Signals(number).name
-        print(f"stopped by {name} at step {run.at.step}, all saved in {last}: --resume goes on")
+        told = f"stopped by {signal.Signals(number).name} at step {run.at.step}, all saved in"
+        print(told, f"{last}: {optional('runs:how_to_go_on')(out) or '--resume'} goes on")
         raise SystemExit(128 + number)
 
 
@@ -1848,7 +1848,7 @@ def fit(run: Run, out: Path) -> None:
                     marks.append(time.time())
                 if at.step == 25 and len(marks) == 2:  # 20 steps in which nothing starts up
                     minutes = (marks[1] - marks[0]) / 20 * n / cfg.batch_size * cfg.epochs / 60
-                    print(f"about {minutes:.1f} minutes for {cfg.epochs} epochs, plus validation")
+                    print(f"about {minutes:.1f} minutes (epochs: {cfg.epochs}), plus validation")
                 now = caught and run.ranks == 1  # ranks stop together
                 if now or at.step % every == 0 or at.position == n:
                     check_in(run, out, caught)
@@ -1929,7 +1929,7 @@ def train(cfg: Config | None = None, **given) -> dict:
     """The whole job: data, teacher, student, evaluation, files in cfg.out; gives results.json."""
     cfg = (cfg or Config(**given)).resolved()
     out, device = Path(cfg.out), pick_device(cfg.device)
-    with optional("runs:alone_in")(out) or contextlib.nullcontext():
+    with optional("runs:alone_in")(out, cfg) or contextlib.nullcontext():
         finished, begun = (out / "results.json").exists(), (out / "last.pt").exists()
         optional("runs:same_run")(cfg, out)
         if not has_companions() and (finished or begun):
@@ -1950,9 +1950,6 @@ def train(cfg: Config | None = None, **given) -> dict:
         if cfg.extra:
             data = resolve({}, "companions.extra:attached", "companion")(cfg, data)
         optional("runs:go_on")(cfg, out, data)
-        if not begun:
-            about = optional("runs:provenance")(cfg, device, data)
-            save(out / "config.json", {"settings": asdict(cfg)} | about)
         run = Run(cfg, data, device, get_nets(cfg, data, device))
         if begun:
             run.load(out / "last.pt")
@@ -1964,6 +1961,9 @@ def train(cfg: Config | None = None, **given) -> dict:
         )
         print(f"{told}, {begins}")
         optional("runs:introduce")(run)
+        if not begun:  # what is refused above leaves nothing behind
+            about = optional("runs:provenance")(cfg, device, data)
+            save(out / "config.json", {"settings": asdict(cfg)} | about)
         fit(run, out)
         return finish(run, out)
 
@@ -1990,10 +1990,10 @@ def finish(run: Run, out: Path) -> dict:
         results["transfer"] = look(net, source=run.nets["teacher_nat"])
     optional("runs:add_findings")(run, net, results)
     save(out / "results.json", results)
-    if cfg.figures:
-        optional("figures:illustrate")(run, results)
     for name in ["best"] if best is last else ["best", "last"]:
         report(f"{out.name} {name} (epoch {results[name]['epoch']})", results[name])
+    if cfg.figures:
+        optional("figures:illustrate")(run, results)
     print(f"in {out}: results.json, log.jsonl, best.pt, last.pt")
     barrier()  # no rank asks for these files before they are there
     return results

@@ -3161,7 +3161,7 @@ def test_a_loss_that_is_not_finite_names_the_step(batch_size, step, tmp_path):
     assert not (tmp_path / "r/last.pt").exists()
 
 
-@each("images, told", [(10 * 40, "about 0.7 minutes for 4 epochs"), (10 * 20, None)])
+@each("images, told", [(10 * 40, "about 0.7 minutes (epochs: 4)"), (10 * 20, None)])
 def test_the_estimate_of_time_leaves_start_up_out(images, told, tmp_path, monkeypatch, capsys):
     """Steps of a second, the first four of a minute; in epochs of 20 steps nothing is estimated."""
     cfg = I.Config(**{**BASE, "subset": images, "batch_size": 10, "val_size": 0, "epochs": 4})
@@ -3178,7 +3178,7 @@ def test_the_estimate_of_time_leaves_start_up_out(images, told, tmp_path, monkey
     monkeypatch.setattr(I.time, "time", lambda: now[0])
     I.fit(made, tmp_path)
     shown = capsys.readouterr().out
-    assert shown.count("minutes for") == (told is not None)
+    assert shown.count("minutes (epochs") == (told is not None)
     assert told is None or told in shown  # 160 steps of a quarter second
 
 

@@ -837,12 +837,20 @@ def export_onnx(net: nn.Module, path: str, size: int) -> None:
     torch.onnx.export(net, (images,), path, dynamo=False, **names)
 
 
+def how_to_load(path: str, file: dict, net: nn.Module) -> str:
+    """The Python that loads the weights at path, which were exported from net, or from a file."""
+    if file.get("format") != "infoard-1":
+        return f"infoard.load_teacher({path!r})"
+    classes = len(file["classes"]) or len([*net.state_dict().values()][-1])
+    made = f"infoard.build_model({file['config']['student']!r}, {classes}, {file['size']})"
+    return f"net = {made}; net.load_state_dict(torch.load({path!r})); net.eval()"
+
+
 def run_export(path: str) -> None:
     """Write plain weights, and safetensors and ONNX where installed; without critics."""
     net = I.load_teacher(path).to(memory_format=torch.contiguous_format)
-    size = 32
-    if Path(path).exists():
-        size = read(path).get("size", 32)
+    file = read(path) if Path(path).exists() else {}
+    size = file.get("size", 32)
     stem = Path(path).with_suffix("")
     I.save(Path(f"{stem}.weights.pt"), net.state_dict())
     print(f"{stem}.weights.pt: {sum(p.numel() for p in net.parameters()):,} parameters")
@@ -858,3 +866,4 @@ def run_export(path: str) -> None:
         export_onnx(net, written[-1], size)
     if written:
         print(f"{', '.join(written)}: x [1, 3, {size}, {size}] in [0,1] -> logits")
+    print(f"in Python: {how_to_load(f'{stem}.weights.pt', file, net)}")

@@ -26,6 +26,7 @@ import infoard as I
 from companions import options
 from companions.evaluation import exact_fp32, list_of_images
 from companions.options import program
+from companions.own import check_entry
 
 LITE = "--student tiny --teacher-arch tiny_wide --steps 3 --steps-lo 1 --step-size 4/255"
 GROUPS = {  # the first option of each group of --help
@@ -61,8 +62,8 @@ TEXTS = {  # of --help, where a line of Config is too short for it
     "your own as module:function; aa is AutoAttack",
     "transfer": "also evaluate attacks made on an undefended net: --teacher-nat, or one is trained",
     "eval_subset": "how many test images; 0: all; default: 500 on a CPU, else all",
-    "resume": "go on with the run in --out, if there is one; options that are not given are taken "
-    "from its config.json",
+    "resume": "go on with the run in --out, or begin it if there is none; options that are not "
+    "given are taken from its config.json",
 }
 TABLES = {  # in texts of Config, for the names of what is there
     "DATASETS": I.DATASETS,
@@ -92,20 +93,61 @@ def is_file(path: str) -> bool:
     return in_a_file or ":" not in path or Path(path).exists()
 
 
-def settings(path: str, given: dict) -> dict:
-    """The options given, on top of what a checkpoint says of its data."""
-    saved = {}
-    if is_file(path):
-        from companions.checkpoints import read
+def own_checkpoint(path: str) -> dict:
+    """The content of a checkpoint of this program; {} of any other net."""
+    if not is_file(path):
+        return {}
+    from companions.checkpoints import read
 
-        file = read(path)
-        if file.get("format") == "infoard-1":
-            saved = file["config"]
+    file = read(path)
+    return file if file.get("format") == "infoard-1" else {}
+
+
+def settings(path: str, given: dict) -> dict:
+    """The options given, on top of what a checkpoint says of its data.
+
+    Where other data lie it does not say: nothing is downloaded into a folder of images.
+    """
+    saved = own_checkpoint(path).get("config", {})
     wanted = ("dataset", "data_dir", "image_size", "eps", "eps_l2", "subset", "val_size")
     found = {name: saved[name] for name in wanted if name in saved}
+    if given.get("dataset", found.get("dataset")) != found.get("dataset"):
+        found.pop("data_dir", None)
     found.update(given)
     I.require("dataset" in found, f"{path} does not say its data: add --dataset")
     return found
+
+
+CLASSES = {"shapes": 10, "cifar10": 10, "cifar100": 100, "svhn": 10, "tinyimagenet": 200}
+
+
+def check_number_of_classes(path: str, file: dict, dataset: str) -> None:
+    """One line, before anything is downloaded, if a net has not as many classes as a data set."""
+    names = file.get("classes", [])
+    k = CLASSES.get(dataset)
+    if names and k:
+        from companions.runs import of_names
+
+        told = f"{path} was trained on {len(names)} classes ({of_names(names)}), {dataset} has {k}"
+        I.require(len(names) == k, f"{told}: --dataset names the data that it knows")
+
+
+def row_name(path: str, file: dict) -> str:
+    """What a result is called: of a checkpoint of this program its folder, too."""
+    if file:
+        return "/".join(Path(path).absolute().parts[-2:])
+    return Path(path).name
+
+
+def about_unfinished(path: str, file: dict) -> list[str]:
+    """A line if a checkpoint is the last one of a training that has not ended."""
+    at = file.get("at", {})
+    epochs = file.get("config", {}).get("epochs") or 0
+    epoch = at.get("epoch", epochs)
+    if epoch >= epochs:
+        return []
+    where = f"in epoch {epoch + 1}" if at.get("position") else f"after epoch {epoch}"
+    return [f"note: the training of {row_name(path, file)} stopped {where} of {epochs}"]
 
 
 def keep_evaluation(file: Path, result: dict, path: str, made: dict) -> None:
@@ -127,6 +169,8 @@ def run_eval(path: str, **given) -> None:
     for line in options.about_unused(cfg, options.unread_in_evaluation(cfg)):
         print(line)
     device = I.pick_device(cfg.device)
+    file = own_checkpoint(path)
+    check_number_of_classes(path, file, cfg.dataset)
     data = I.load_dataset(
         cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size
     )
@@ -158,8 +202,8 @@ def run_eval(path: str, **given) -> None:
     hint = "are its data, its normalisation and the order of its classes these?"
     if hasattr(net, "trained_on"):  # of our own, which knows all three
         hint = f"train it again: {LEARN_MORE}"
-    result["notes"] += about_chance(result, data.y_test, hint)
-    I.report(Path(path).name, result)
+    result["notes"] += about_unfinished(path, file) + about_chance(result, data.y_test, hint)
+    I.report(row_name(path, file), result)
     intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
     print("95% intervals:", ", ".join(intervals), "(Wilson, over images)")
     print("precision:", result["precision"])
@@ -349,11 +393,20 @@ def framework_options(argv: list[str]) -> dict:
     name = named["framework"] or begun_settings(named).get("framework")
     if name is None or "," in name:  # bench takes a list
         return {}
+    check_entry(name, "--framework")
     return I.get_framework(name).options
+
+
+FOLLOWS = {  # what others ask for by an option, and what it follows from here
+    "--num-classes": "classes come from the data: the names of their folders, or of the data set",
+}
+FOLLOWS["--classes"] = FOLLOWS["--num-classes"]
 
 
 def hint(word: str, known: list[str]) -> str:
     """What may have been meant by a word that is not known, or ""."""
+    if word in FOLLOWS:
+        return FOLLOWS[word]
     if word in OPTIONS and word not in known:
         return "this verb does not use it"
     near = difflib.get_close_matches(word, known, 1)
@@ -477,6 +530,18 @@ def used_by(verb: str, function: Callable) -> list[str]:
     return getattr(function, "takes", everything)
 
 
+def check_values(given: dict) -> None:
+    """One line for a file or a folder in a place where something else is to be named."""
+    for name in ("student", "teacher", "teacher_arch", "dataset", "asa", "mim"):
+        check_entry(given.get(name) or "", I.flag_of(name))
+    for entry in given.get("attacks", "").split(","):
+        check_entry(entry, "attack")
+    name = given.get("dataset")
+    if name and name not in I.DATASETS:
+        told = f"--dataset {name} is a folder: --dataset folder --data-dir {name} takes its images"
+        I.require(not Path(name).expanduser().is_dir(), told)
+
+
 def parse(verb: str, argv: list[str]) -> dict:
     """The options that were given, as keywords of the verb's function."""
     function = get_verb(verb)
@@ -504,6 +569,7 @@ def parse(verb: str, argv: list[str]) -> dict:
 
     given = vars(parser.parse_args(argv))
     given.pop("lite", None)
+    check_values(given)
     path = given.get("path", "")
     told = f"no checkpoint file at {path}, which is a folder: name a file in it, such as best.pt"
     I.require(not path or not Path(path).is_dir(), told)

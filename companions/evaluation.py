@@ -65,6 +65,7 @@ WARNED = 8
 STRONG = 40  # per cent under PGD-20, from which WARNED holds
 BLIND = 0.05  # the share of images without a usable gradient that is warned of
 HUGE = 64 / 255  # a radius that nothing should survive
+SURVIVE = 1  # per cent that may: warned of where the lower end of the 95% interval is above it
 
 
 def gap_of(right: dict[str, Tensor], name: str) -> tuple[float, float]:
@@ -94,15 +95,21 @@ def gaps(right: dict[str, Tensor]) -> tuple[list[str], list[str]]:
     return warnings, notes
 
 
-def masking(right: dict[str, Tensor], far: float = 0.0) -> list[str]:
-    """Warnings, from who is still right after what; far: per cent that survive 64/255."""
+def masking(right: dict[str, Tensor], alive: int = 0, of: int = 0) -> list[str]:
+    """Warnings, from who is still right after what; so many of so many images survive 64/255.
+
+    One survivor is no warning, nor are two or more that a share of SURVIVE explains [Wilson].
+    """
     warnings, _ = gaps(right)
     if "aa" in right and right["clean"].any():
         by_square = (right["fab-t"] & ~right["aa"])[right["clean"]]
         if I.percent(by_square) > 1:
             warnings.append("Square, which uses no gradients, beats APGD")
-    if far > 1:
-        warnings.append(f"{far}% of the right ones survive eps = 64/255")
+    if alive >= 2:
+        low, high = interval(alive / of, of)
+        if low > SURVIVE:
+            told = f"{alive} of {of} right images survive eps = 64/255"
+            warnings.append(f"{told}, {low:.1f}% to {high:.1f}% of such images (95%)")
     return warnings
 
 
@@ -123,15 +130,16 @@ def some_right(clean: Tensor) -> Tensor:
 
 def survivors(
     net: nn.Module, x: Tensor, y: Tensor, clean: Tensor, seed=0, batch_size=0, attack=None
-) -> float:
-    """Per cent of at most 256 images that are right and survive 64/255, which nothing should.
+) -> dict:
+    """How many images that are right survive 64/255, which nothing should, of at most 256.
 
-    Those of the class that most of them have do not count: a weak net that says one class of nearly
-    everything is right there whatever is done to the image, and masks nothing. attack: pgd_sat or
-    another that takes eps.
+    {"alive": so many, "of": of so many, "left_out": a class that does not count, or None}: the one
+    that most of the survivors have. A weak net that says one class of nearly everything is right
+    there whatever is done to the image, and masks nothing. attack: pgd_sat or another that takes
+    eps.
     """
     if not clean.any():
-        return 0.0
+        return {"alive": 0, "of": 0, "left_out": None}
     some = some_right(clean)
     device = next(net.parameters()).device
     huge = I.repeatable(attack or I.pgd_sat, device, seed, eps=HUGE)
@@ -139,9 +147,10 @@ def survivors(
     alive = I.correct(net, x[some], y[some], huge, batch_size, text)
     classes = y[some].cpu()
     if len(y.unique()) == 1 or not alive.any():
-        return I.percent(alive)
-    others = alive[classes != classes[alive].mode().values]
-    return I.percent(others) if len(others) else 0.0
+        return {"alive": int(alive.sum()), "of": len(alive), "left_out": None}
+    most = classes[alive].mode().values
+    others = alive[classes != most]
+    return {"alive": int(others.sum()), "of": len(others), "left_out": int(most)}
 
 
 def without_gradient(objective, z: Tensor) -> tuple[int, int]:
@@ -368,6 +377,9 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
     if cfg.eval_subset is None and len(x) < len(data.y_test):
         result["about"]["by_default"] = True
     result["worst_class_name"] = name_of_worst_class(result, y, data.classes)
+    masked = result["about"].get("masking", {})
+    if masked.get("left_out") is not None:
+        masked["left_out_name"] = data.classes[masked["left_out"]]
     return result
 
 
@@ -473,13 +485,12 @@ def look_closer(
         more["notes"].append(told)
     if source is None:
         followed = [name for name in attacks if name not in NO_GRADIENTS]
-        far = 0.0
+        far = {"alive": 0, "of": 0}
         by = for_a_huge_radius(right)
         if by:
             far = survivors(model, x, y, right["clean"], seed, batch_size, getattr(I, by))
-            looked_at = {"attack": by, "eps": HUGE, "n": len(some_right(right["clean"]))}
-            about["masking"] = {**looked_at, "survive": far}
-        more["warnings"] = masking(right, far)
+            about["masking"] = {"attack": by, "eps": HUGE, **far}
+        more["warnings"] = masking(right, far["alive"], far["of"])
         if followed:
             more["warnings"] += blindness(model, x, y, right["clean"], followed)
         more["notes"] += gaps(right)[1]

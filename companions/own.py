@@ -19,7 +19,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,7 +31,10 @@ import infoard as I
 
 
 def imported(entry: str) -> str:
-    """Imports the file of "path/file.py:name", once; "module:name" of the module that it became."""
+    """Imports the file of "path/file.py:name", once; "module:name" of the module that it became.
+
+    Errors speak of the file as it was named.
+    """
     path, _, name = entry.rpartition(":")
     file = Path(path).expanduser().resolve()
     I.require(file.is_file(), f"there is no file {path}")
@@ -48,17 +51,34 @@ def imported(entry: str) -> str:
         except BaseException:
             del sys.modules[module_name]
             raise
+    module, first = sys.modules[module_name], name.partition(".")[0]
+    if not hasattr(module, first):
+        told = f"{file.name} has no attribute {first!r}"
+        raise AttributeError(told, name=first, obj=module)
+    if first == name:
+        named = getattr(module, name)
+        told = f"{name} of {file.name} is a {type(named).__name__}, which cannot be called"
+        I.require(callable(named) or is_dataclass(named), told)
     return f"{module_name}:{name}"
 
 
-def nearest(error: BaseException) -> str:
-    """What may have been meant by the name of an AttributeError, in words, or ""."""
+def nearest(error: BaseException, entry: str = "") -> str:
+    """What may have been meant by the entry "module:name" that an error was raised for, or ""."""
+    if isinstance(error, ModuleNotFoundError):
+        module, _, name = entry.partition(":")
+        return f": if it is a file, name its path, path/to/{module.replace('.', '/')}.py:{name}"
     if not isinstance(error, AttributeError) or not error.name:
         return ""
     names = [name for name in dir(error.obj) if not name.startswith("__")]
     lower = {name.lower(): name for name in names}
     near = difflib.get_close_matches(error.name.lower(), lower, 1)
     return f": did you mean {lower[near[0]]}?" if near else ""
+
+
+def check_entry(entry: str, what: str) -> None:
+    """One line for a file that is named without what it is to give."""
+    told = f"{entry} is a file: which {what} of it is meant? Write {entry}:NAME, a name in it"
+    I.require(not entry.endswith(".py"), told)
 
 
 def fits(function: Callable, *arguments, **named) -> str:
@@ -152,6 +172,7 @@ def check_net(net: nn.Module, name: str, classes: int | None, size: int) -> None
 def found(name: str, classes: int | None, size: int) -> nn.Module:
     """The net of module:factory, path/file.py:factory, timm:name or a bare name of timm."""
     if ":" not in name:
+        check_entry(name, "net")
         if not known_to_timm(name):
             I.lookup(list(I.MODELS), name, "model")
         return from_timm(name, classes, size)

@@ -172,7 +172,13 @@ def of_starts(about: dict) -> str:
 def of_masking(looked: dict) -> str:
     """What was looked at for masked gradients: a huge radius, and who survives it."""
     where = f"{looked['attack']} at eps {as_pixels(looked['eps'])}, which nothing should survive"
-    right = f"{looked['survive']}% of {looked['n']} right images are still right"
+    if "alive" not in looked:  # of an earlier version, which did not keep of how many
+        right = f"{looked['survive']}% of right images are still right"
+    else:
+        right = f"{looked['alive']} of {looked['of']} right images are still right"
+    if looked.get("left_out") is not None:
+        name = looked.get("left_out_name", looked["left_out"])
+        right += f" (the class {name} left out, which has most of them)"
     return f"looked for masked gradients: under {where}, {right}"
 
 

@@ -77,34 +77,84 @@ def begun_settings(given: dict) -> dict:
     return {name: settings[name] for name in known if name in settings} | {"own": own}
 
 
+def as_words(name: str, value) -> list[str]:
+    """A setting as words of a command line: --lr 0.1, --infoard, --no-infoard."""
+    if value is False:
+        return [I.flag_of(f"no-{name}")]
+    if value is True:
+        return [I.flag_of(name)]
+    return [I.flag_of(name), str(value)]
+
+
 def in_words(cfg: I.Config, names: Iterable[str]) -> str:
     """Settings as words of a command line."""
+    return " ".join(" ".join(as_words(name, getattr(cfg, name))) for name in names)
+
+
+def words_of(cfg: I.Config) -> list[str]:
+    """The command line of a run: all settings, resolved, that are not the usual ones."""
     words = []
-    for name in names:
-        value = getattr(cfg, name)
-        if value is False:
-            words.append(I.flag_of(f"no-{name}"))
-        elif value is True:
-            words.append(I.flag_of(name))
-        else:
-            words.append(f"{I.flag_of(name)} {value}")
-    return " ".join(words)
+    for f in fields(I.Config):
+        value = getattr(cfg, f.name)
+        usual = options.usual(f.name, cfg)
+        if f.name == "out":
+            usual = replace(cfg, out=None).resolved().out
+        if f.name != "own" and value != usual:
+            words += as_words(f.name, value)
+    for name, (usual, _) in I.get_framework(cfg.framework).options.items():
+        if cfg.own.get(name, usual) != usual:
+            words += as_words(name, cfg.own[name])
+    return words
 
 
 # Options that alone begin no run.
 OF_RESUMING = {"resume", "out", "device", "progress", "figures", "attacks", "eval_subset"}
 
 
+def unfinished(folder: str = "runs") -> str:
+    """In words, which runs below a folder have begun and have no results, teachers apart: those go
+    on with the run that misses them.
+    """
+    runs = [file.parent for file in sorted(Path(folder).rglob("config.json"))]
+    open_ones = [run for run in runs if not (run / "results.json").exists() and not is_shared(run)]
+    if not open_ones:
+        return f"there is none in {folder}/ that is unfinished"
+    return f"add --out; unfinished are {of_names(open_ones)}"
+
+
+def with_folder(given: dict) -> dict:
+    """The same with the usual folder, if --resume is given and nothing that names a run; one line
+    if there is none.
+    """
+    names_one = given.get("out") or given.keys() - OF_RESUMING
+    if names_one or not given.get("resume"):
+        return given
+    out = I.Config(**given).resolved().out
+    told = f"no run to go on is named, and {out} holds none: {unfinished()}"
+    I.require((Path(out) / "config.json").exists(), told)
+    return {**given, "out": out}
+
+
+def begins(given: dict) -> str:
+    """A line if --resume finds nothing to go on and a run is begun; one line to refuse that, if
+    nothing that is given says which.
+    """
+    if not given.get("resume"):
+        return ""
+    out = given.get("out") or I.Config(**given).resolved().out
+    if (Path(out).expanduser() / "config.json").exists():
+        return ""
+    told = f"{out} holds no run to go on: name the folder of one, or what is to begin"
+    I.require(given.keys() - OF_RESUMING, told)
+    return f"{out} holds no run yet: one is begun"
+
+
 def completed(given: dict) -> tuple[dict, str]:
     """(settings of a run that is resumed, what was not given as it was begun; a line about it)."""
+    given = with_folder(given)
     old = begun_settings(given)
     if not old:
-        begins = given.get("resume") and given.get("out")
-        told = (
-            f"{given.get('out')} holds no run to go on: name the folder of one, or what is to begin"
-        )
-        I.require(not begins or given.keys() - OF_RESUMING, told)
-        return given, f"{given['out']} holds no run yet: one is begun" if begins else ""
+        return given, begins(given)
     own = old.pop("own")
     taken = {name: old[name] for name in old if name not in ("out", "resume", *given)}
     made = {**taken, **given}
@@ -129,8 +179,11 @@ def same_settings(old: dict, cfg: I.Config, free: Iterable[str] = ()) -> None:
         old[name] = old["own"].get(name, old.get(name, value))
     new = {name: value for name, value in asdict(cfg).items() if name != "own"} | cfg.own
     for name, value in new.items():
-        told = f"{cfg.out} was made with {I.flag_of(name)} {old[name]}, not {value}"
-        I.require(name in free or old[name] == value, f"{told}: choose another --out")
+        told = f"{cfg.out} was made with {' '.join(as_words(name, old[name]))}, not"
+        told += f" {as_words(name, value)[-1]}: choose another --out"
+        if name == "epochs":
+            told += ", as a run keeps its number of epochs, finished or stopped"
+        I.require(name in free or old[name] == value, told)
 
 
 def same_file(name: str, config: dict, cfg: I.Config) -> bool:
@@ -369,6 +422,11 @@ def teacher_folder(out: Path, cfg: I.Config) -> Path:
 
     A run that is finished asks for it to be drawn beside it: then none is trained.
     """
+    if (
+        out.parts[:2] == ("runs", "teachers") and len(out.parts) > 3
+    ):  # a net or data of a file of one's own are in its name
+        name = re.sub(r"/.*/([^/]*)\.py:", r"\1.", "/".join(out.parts[2:]))
+        out = Path(*out.parts[:2], re.sub("[:/]", ".", name))
     if not cfg.flip:
         out = out.with_name(f"{out.name}-noflip")
     found = teacher_of_now(out, cfg)
@@ -456,12 +514,36 @@ def tidy(out: Path, evaluated: bool = False) -> None:
         kept.unlink(missing_ok=True)
 
 
+UNDER_WAY = []  # settings of the runs that this process is in: a student's, then its teacher's
+
+
+def how_to_go_on(out: Path) -> str:
+    """The command that goes on with what is stopped in a folder; for a teacher that a run misses,
+    that of the run.
+    """
+    folder = Path(UNDER_WAY[0].out) if UNDER_WAY else out
+    if folder == out or (folder / "last.pt").exists():
+        return options.command("--resume", "--out", folder)
+    return options.command(*words_of(UNDER_WAY[0]))
+
+
 @contextlib.contextmanager
-def alone_in(out: Path) -> Iterator[None]:
+def alone_in(out: Path, cfg: I.Config | None = None) -> Iterator[None]:
     """Inside, no other process trains into the folder: one line if one does already.
 
-    For a teacher in runs/teachers, which many runs share, it is waited for.
+    For a teacher in runs/teachers, which many runs share, it is waited for. cfg: of the run.
     """
+    UNDER_WAY.append(cfg or I.Config(out=str(out)))
+    try:
+        with locked(out):
+            yield
+    finally:
+        UNDER_WAY.pop()
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """The same, for a folder alone."""
     if I.world()[0] != 0:
         yield
         return
@@ -476,9 +558,9 @@ def alone_in(out: Path) -> Iterator[None]:
             tidy(out)
         yield
     except KeyboardInterrupt as stopped:
-        if (out / "last.pt").exists():
-            resumes = options.command("--resume", "--out", out)
-            stopped.args += (f"{'the same command' if wait else resumes} goes on",)
+        told = f"{how_to_go_on(out)} goes on"
+        if (out / "last.pt").exists() and told not in stopped.args:
+            stopped.args += (told,)
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -542,10 +624,12 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
         importlib.import_module("matplotlib")
     if cfg.schedule != "cosine":
         late = [drop for drop in cfg.schedule.split(",") if int(drop) >= cfg.epochs]
-        told = f"warning: --schedule {cfg.schedule} has no effect after {cfg.epochs} epochs"
+        told = f"warning: --schedule {cfg.schedule} has no effect after epoch {cfg.epochs}"
         if late:
             print(f"{told}: the learning rate never falls at {', '.join(late)}")
-    if ":" not in cfg.student:
+    if ":" in cfg.student and not cfg.student.startswith("timm:"):
+        I.resolve({}, cfg.student, "net")  # a name that is not there, before a teacher is trained
+    elif ":" not in cfg.student:
         with torch.device("meta"):
             I.build_model(cfg.student)
 
@@ -655,8 +739,6 @@ def not_evaluated(cfg: I.Config, out: Path) -> list[str]:
 
 def draw_what_is_missing(cfg: I.Config, out: Path) -> None:
     """The figures of a finished run that has none; a line if they cannot be drawn any more."""
-    if (out / "figures/sheet.pdf").exists() or not (out / "last.pt").exists():
-        return
     try:
         figures = importlib.import_module("companions.figures")
         results = read_json(out / "results.json")
@@ -674,14 +756,28 @@ def draw_what_is_missing(cfg: I.Config, out: Path) -> None:
         print(f"the figures of {out} cannot be drawn: {error}")
 
 
+def report_again(out: Path) -> None:
+    """Prints what infoard.finish has printed of a run, from its results.json."""
+    results = read_json(out / "results.json")
+    names = ["best"] if results["best"] == results["last"] else ["best", "last"]
+    for name in names:
+        I.report(f"{out.name} {name} (epoch {results[name]['epoch']})", results[name])
+
+
 def seen_finished(cfg: I.Config, out: Path) -> None:
     """Says that a run is finished, and what of the evaluation that is asked for it has not; draws
     figures that are asked for and missing. Of a teacher that is shared nothing is said.
     """
     if is_shared(out):
         return
-    print(f"{out} is finished: another --out or --seed makes another run")
+    drawn = (out / "figures/sheet.pdf").exists() or not (out / "last.pt").exists()
+    to_draw = cfg.figures and not drawn
+    if to_draw:
+        print(f"{out} is finished; drawing its figures")
+        report_again(out)
+    else:
+        print(f"{out} is finished: another --out or --seed makes another run")
     for line in not_evaluated(cfg, out):
         print(line)
-    if cfg.figures:
+    if to_draw:
         draw_what_is_missing(cfg, out)

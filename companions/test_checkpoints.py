@@ -1114,7 +1114,12 @@ def test_export_holds_the_evaluated_weights_and_no_critics(exported, monkeypatch
     for key, value in exported.state_dict().items():
         assert torch.equal(weights[key], value)
     count = sum(p.numel() for p in exported.parameters())
-    assert capsys.readouterr().out == f"last.weights.pt: {count:,} parameters\n"
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == f"last.weights.pt: {count:,} parameters"
+    names = {"infoard": I, "torch": torch}
+    exec(last.removeprefix("in Python: "), names)  # as the line says
+    assert torch.equal(names["net"](X), exported(X))
+    assert checkpoints.how_to_load("a.pt", {}, exported) == "infoard.load_teacher('a.pt')"
     assert sorted(path.name for path in Path().iterdir()) == ["last.pt", "last.weights.pt"]
 
 

@@ -180,7 +180,7 @@ MISTAKES = [
     (["eval", "done/last.pt", "--attacks", "pgdd"], r"did you mean pgd\? choose from .*pgd"),
     (["eval", "done/last.pt", "--lr", "0.1"], "unrecognized arguments: --lr 0.1"),
     (["eval", "done/last.pt", "--eps", "2"], "8/255"),
-    (["eval", "three.pt", "--dataset", "shapes"], "3 classes, the data have 10"),
+    (["eval", "three.pt", "--dataset", "shapes"], "3 classes .*, shapes has 10"),
     (["tables"], "DIR"),
     (["tables", "nowhere"], "nowhere"),
     (["tables", "done", "--lr", "0.1"], "unrecognized arguments: --lr 0.1"),
@@ -190,6 +190,11 @@ MISTAKES = [
         ["--framwork", "rslad", "--epoch=3", "--zzz", "1"],
         r"--framwork: did you mean --framework\?; --epoch: did you mean --epochs\?",
     ),
+    (["--num-classes", "4"], "classes come from the data: the names of their folders"),
+    (["--dataset", "done"], "done is a folder: --dataset folder --data-dir done takes its images"),
+    (["eval", "untrained.pt", "--dataset", "done/figures"], "folder --data-dir done/figures"),
+    (["--framework", "nets.py"], "which --framework of it is meant"),
+    (["--student", "nets:absent"], "module 'nets' has no attribute 'absent'"),
     (["--amp", "bf61", "--epoch", "3"], r"'bf61': did you mean bf16\?; --epoch: did you mean"),
     (
         ["eval", "done/last.pt", "--lr", "1", "--attack", "pgd"],
@@ -514,6 +519,39 @@ def test_a_checkpoint_says_its_data_and_radii_and_options_win(tmp_path):
         "subset": 9,
         "seed": 1,
     }
+
+
+def test_a_folder_of_images_is_no_place_for_other_data(tmp_path, capsys):
+    """Another data set is looked for where it usually lies, and only if its classes may fit."""
+    path = str(tmp_path / "net.pt")
+    config = {"student": "tiny", "dataset": "folder", "data_dir": "/pets", "image_size": 32}
+    file = {**own_file(I.tiny(4)), "config": config, "classes": ["cat", "deer", "dog", "horse"]}
+    torch.save(file, path)
+    assert cli.settings(path, {}) == {name: config[name] for name in config if name != "student"}
+    assert cli.settings(path, {"dataset": "folder"})["data_dir"] == "/pets"
+    assert "data_dir" not in cli.settings(path, {"dataset": "cifar10"})
+    found = cli.settings(path, {"dataset": "cifar10", "data_dir": "/there"})
+    assert found["data_dir"] == "/there" and found["image_size"] == 32
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(I, "load_dataset", None)  # nothing is downloaded
+        told = error_of(["eval", path, "--dataset", "cifar10"], capsys)
+    assert "4 classes (cat, deer, dog, horse), cifar10 has 10: --dataset" in told
+
+
+@pytest.mark.parametrize(
+    "epoch, position, told",
+    [(1, 64, "in epoch 2 of 3"), (2, 0, "after epoch 2 of 3"), (3, 0, None)],
+)
+def test_eval_of_a_training_that_has_not_ended_says_so(epoch, position, told, desk, capsys):
+    file = I.load_tensors("done/last.pt")
+    Path("half").mkdir()
+    at = {**file["at"], "epoch": epoch, "position": position}
+    torch.save({**file, "config": {**file["config"], "epochs": 3}, "at": at}, "half/last.pt")
+    assert evaluated("half/last.pt --attacks clean")["n"] == 40
+    shown = capsys.readouterr().out
+    assert "\nhalf/last.pt:  clean " in shown or shown.startswith("half/last.pt:  clean ")
+    line = f"note: the training of half/last.pt stopped {told}\n"
+    assert line in shown if told else "stopped" not in shown
 
 
 @pytest.mark.parametrize("config", ["a dataset", ["dataset"], {"dataset": "imagenet", "eps": "8"}])

@@ -12,10 +12,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import infoard as I
-from test_infoard import ROOT, each, error_of, make_info, near, one_line, pair, run
+from companions.runs import teacher_folder
+from test_infoard import ROOT, begun, each, error_of, make_info, near, one_line, pair, run
 
 MINE = """
 import torch
@@ -146,7 +148,12 @@ def test_names_of_folders_are_no_folders():
     with pytest.raises(I.InfoardError, match="no file c/d.py"):
         cfg.resolved()
     cfg = I.Config(student="/a/b.py:net")
-    assert cfg.resolved().out == "runs/shapes-.a.b.py.net-rslad-s0"
+    assert cfg.resolved().out == "runs/shapes-b.net-rslad-s0"
+    cfg = I.Config(student="b-c.py:net", dataset="data/of.mine/d.py:load", plus="igdm:0.5")
+    assert cfg.resolved().out == "runs/d.load-b-c.net-rslad+igdm.0.5-s0"
+    assert I.Config(student="timm:a/b").resolved().out == "runs/shapes-timm.a.b-rslad-s0"
+    made = Path("runs/teachers/folder-/home/me/b.py:net-trades-12345678")
+    assert teacher_folder(made, I.Config()) == Path("runs/teachers/folder-b.net-trades-12345678")
 
 
 def test_files_of_one_name_are_not_confused(tmp_path):
@@ -215,7 +222,11 @@ WRONG = [
     ("--student code/mine.py:three", "3 classes, the data have 10"),
     ("--student code/mine.py:maps", r"\[2, 10, 30, 30\] for two images"),
     ("--student code/mine.py:large", r"does not take images \[2,3,32,32\]"),
-    ("--student code/mine.py:absent", "absent"),
+    ("--student code/mine.py:absent", "the net code/mine.py:absent: mine.py has no attribute"),
+    ("--student code/mine.py:WIDTH", "WIDTH of mine.py is a int, which cannot be called"),
+    ("--student code/mine.py", "code/mine.py is a file: .* Write code/mine.py:NAME"),
+    ("--attacks clean,code/mine.py", "which attack of it is meant"),
+    ("--student deep.mine:net", "path/to/deep/mine.py:net"),
     ("--student code/absent.py:net", "no file code/absent.py"),
     ("--framework code/mine.py:loss", "function of one Step: missing a required argument: 'x'"),
     ("--framework code/mine.py:no_loss --student tiny", "must be a scalar"),
@@ -286,6 +297,25 @@ def test_the_example_of_the_documents_runs(code, capsys):
     assert "path/to/mine.py:net" in commands[2]
     assert I.main(["--student", "mine.py:net", "--attacks", "clean", *few.split(), "b"]) == 0
     assert "timm:" in commands[3]
+
+
+@each("student", ["tiny", "code/mine.py:net"])
+def test_the_result_is_loaded_as_the_documents_say(student, code, capsys):
+    """The names that are printed are those of the net that was saved, for three image files."""
+    text = (ROOT / "docs/usage.md").read_text().partition("## Load the result")[2]
+    example = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    made = begun(framework="natural", student=student)
+    for name in ("best.pt", "last.pt"):
+        I.save(Path("runs/folder-tiny-rslad-s0", name), made.state())
+    files = re.findall(r'"(\d\.\w+)"', example)
+    colours = ["red", "lime", "blue"]
+    for name, colour in zip(files, colours, strict=True):
+        Image.new("RGB", (40, 30), colour).save(name)
+    exec(example, {})
+    exec(example.replace("best.pt", "last.pt"), {})
+    x = torch.eye(3)[:, :, None, None].expand(3, 3, 32, 32)  # of one colour at any size
+    names = [made.data.classes[k] for k in I.predict(made.student, x).argmax(1)]
+    assert capsys.readouterr().out == f"{names}\n" * 2
 
 
 # ==== Rules of radii ==============================================================================

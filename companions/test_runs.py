@@ -344,6 +344,7 @@ OTHERWISE = [
     (["--lr", "0.02"], "o was made with --lr 0.01, not 0.02"),
     (["--framework", "at"], "o was made with --framework natural, not at"),
     (["--dataset", "shapes"], "o was made with --dataset folder, not shapes"),
+    (["--no-flip"], "o was made with --flip, not --no-flip"),
 ]
 
 
@@ -352,6 +353,9 @@ def test_what_is_given_otherwise_is_refused_as_ever(words, why, place, capsys):
     unfinished()
     code, told = gone_on(capsys, *words)
     assert code == 2 and f"infoard: error: {why}: choose another --out\n" in told
+    code, told = gone_on(capsys, "--epochs", "9")
+    keeps = "choose another --out, as a run keeps its number of epochs, finished or stopped\n"
+    assert code == 2 and f"o was made with --epochs 1, not 9: {keeps}" in told
 
 
 def test_what_may_be_given_otherwise_is_taken_as_given(place, capsys):
@@ -369,11 +373,107 @@ def test_without_resume_or_a_run_nothing_is_taken(place, capsys, monkeypatch):
     assert runs.completed(given) == (given, told)
     with pytest.raises(I.InfoardError, match="none holds no run to go on: name the folder"):
         runs.completed({"out": "none", "resume": True, "attacks": "clean"})
-    assert runs.completed({"resume": True})[1] == ""
+    told = "runs/shapes-tiny-at-s0 holds no run yet: one is begun"
+    assert runs.completed({"resume": True, "framework": "at"})[1] == told
     monkeypatch.setenv("HOME", str(place))
     assert runs.completed({"out": "~/o", "resume": True})[0]["data_dir"] == "A"
     code, told = said(capsys, "--data-dir", "A", "--out", "new", "--resume")
     assert code == 0 and "taken from" not in told
+
+
+def test_resume_that_names_no_run_lists_those_that_are_unfinished(place, capsys):
+    """It begins nothing: what it would begin is the built-in job, which nobody has asked for."""
+    line = ["--resume", "--no-progress"]
+    assert I.main(line) == 2
+    told = capsys.readouterr().err
+    assert "runs/shapes-tiny-rslad-s0 holds none: there is none in runs/" in told and one_line(told)
+    for name in ("cats", "dogs", "done", "teachers/kept"):
+        I.save(Path("runs", name, "config.json"), {"settings": {}})
+    I.save(Path("runs/done/results.json"), {})
+    assert I.main(line) == 2
+    told = capsys.readouterr().err
+    assert told.endswith("unfinished are runs/cats, runs/dogs\n") and one_line(told)
+    assert not Path("runs/shapes-tiny-rslad-s0").exists()
+    out = "runs/shapes-tiny-rslad-s0"  # the usual folder: that run goes on as it was begun
+    I.save(Path(out, "config.json"), {"settings": {"epochs": 3}})
+    made, told = runs.completed({"resume": True})
+    assert made["out"] == out and made["epochs"] == 3 and told.endswith("--epochs 3")
+
+
+def test_the_words_of_a_run_make_it_again(tmp_path):
+    """For settings of each kind: floats, switches, those of a framework alone, the usual ones."""
+    made = [
+        {"eps": 4 / 255, "steps": 3, "figures": False, "seed": 2},
+        {"dataset": "cifar10", "infoard": False, "out": str(tmp_path / "a b"), "w_att": 0.05},
+        {"framework": "adaad", "lam_hi": 1.25, "teacher_epochs": 2, "attacks": "clean,fgsm"},
+        {"framework": "namid", "own": {"mi_bound": "dv"}},
+        {},
+    ]
+    for one in made:
+        cfg = I.Config(**one).resolved()
+        words = runs.words_of(cfg)
+        assert I.Config(**cli.parse("train", words)).resolved() == cfg
+        assert len(words) <= 2 * len(one) + 1  # no more than was given
+
+
+@each("begun", [False, True])
+def test_a_stopped_teacher_goes_on_with_the_run_that_misses_it(begun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = I.Config(seed=5, epochs=3, figures=False).resolved()
+    out = Path(asked.out)
+    teacher = Path("runs/teachers/one")
+    for folder in (teacher, out) if begun else (teacher,):
+        I.save(folder / "last.pt", {})
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        with runs.alone_in(out, asked), runs.alone_in(teacher, I.Config()):
+            raise KeyboardInterrupt
+    assert stopped.value.args == (f"{runs.options.program()} {words(asked, begun)} goes on",)
+    assert runs.UNDER_WAY == []
+    assert runs.how_to_go_on(teacher).endswith("--resume --out runs/teachers/one")
+
+
+def words(asked, begun):
+    """With which a run goes on that has begun to learn itself, or is called once more."""
+    return f"--resume --out {asked.out}" if begun else "--epochs 3 --seed 5 --no-figures"
+
+
+REFUSED = {  # what is found wrong once the folder is locked
+    "a teacher's file": ["--framework", "rslad", "--teacher", "nowhere.pt"],
+    "a student": ["--student", "resnet19"],
+    "a student of one's own": ["--student", "three.py:net"],
+    "an attack of one's own": ["--attacks", "clean,three.py:attack"],
+}
+
+
+@each("name", REFUSED)
+def test_what_is_refused_leaves_no_run_behind(name, place, capsys):
+    Path("three.py").write_text(
+        "import torch\n\n\ndef net():\n    return torch.nn.Flatten()\n\n\n"
+        "def attack(net, x, y, *, eps):\n    return x + 2\n"
+    )
+    code, told = said(capsys, "--data-dir", "A", "--out", "new", *REFUSED[name])
+    assert code == 2 and one_line(told.splitlines()[-1]), told
+    assert not Path("new").exists()
+
+
+def test_a_teacher_that_is_stopped_leaves_no_run_of_a_student_behind(place, monkeypatch, capsys):
+    def stopped(run, out):
+        I.save(out / "last.pt", run.state())
+        print(runs.how_to_go_on(out))
+        raise SystemExit(143)
+
+    monkeypatch.setattr(I, "fit", stopped)
+    line = LINE.replace("natural", "rslad").split()
+    line += ["--data-dir", "A", "--teacher-arch", "tiny", "--out", "new"]
+    with pytest.raises(SystemExit):
+        I.main(line)
+    assert [file.parts[:2] for file in Path().rglob("config.json") if file.parts[0] != "o"] == [
+        ("runs", "teachers")
+    ]
+    (told,) = [row for row in capsys.readouterr().out.splitlines() if "infoard.py --" in row]
+    again = told.partition("infoard.py ")[2].split()
+    made = I.Config(**cli.parse("train", again)).resolved()
+    assert made == I.Config(**cli.parse("train", line)).resolved()
 
 
 @each("settings", ["[1]", '{"lr": "much"}', '{"steps": []}'])
@@ -464,6 +564,20 @@ def touch(folder, **drawn):
     print(f"drawn: {', '.join(drawn)}")
 
 
+def test_what_figures_take_long_for_is_told_before_them(desk, lab, monkeypatch, capsys):
+    """An interrupt while they are drawn loses no accuracy."""
+
+    def interrupted(run, results):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures, "illustrate", interrupted)
+    settings = {"framework": "natural", "infoard": False, "epochs": 1, "subset": 40}
+    with pytest.raises(KeyboardInterrupt):
+        run("new", figures=True, attacks="clean", eval_subset=20, **settings)
+    results = json.loads(Path("new/results.json").read_text())
+    assert f"best (epoch 1):  clean {results['best']['clean']:.2f}" in capsys.readouterr().out
+
+
 LOST = {  # what a kill between the results and the figures leaves out
     "all figures": ["over_eps", "sheet.pt", "figures"],
     "the sheet": ["sheet.pt", "figures"],
@@ -490,7 +604,10 @@ def test_figures_that_are_missing_are_drawn_when_asked_for(name, desk, lab, monk
     assert not Path("done/figures/sheet.pdf").exists()
     monkeypatch.setattr(I, "fit", None)  # nothing is learned
     assert I.main(line[:-1]) == 0
-    assert "drawn: curves, sheet" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.index("done is finished; drawing its figures\n") < shown.index("done best (epoch")
+    assert f"clean {results['best']['clean']:.2f}  " in shown
+    assert shown.index("done best (epoch") < shown.index("drawn: curves, sheet")
     made = json.loads(Path("done/results.json").read_text())
     assert made.pop("over_eps").items() <= results.pop("over_eps").items()
     assert made == results
