@@ -327,9 +327,11 @@ class Config:
         if cfg.plus:
             optional("plus:weights_of")(cfg)  # or one line
         plain = "-plain" if framework.infoard and not cfg.infoard else ""
-        names = cfg.dataset, cfg.student, f"{cfg.framework}+{cfg.plus}".removesuffix("+")
-        named = "-".join(re.sub(r"^(.*/)?(.*)\.py:", r"\2.", name) for name in names)
-        out = cfg.out or "runs/" + re.sub("[:/]", ".", f"{named}{plain}-s{cfg.seed}")
+        added = f"+{cfg.plus}" if cfg.plus else ""
+        names = [cfg.dataset, cfg.student, cfg.framework + added]
+        short = [re.sub(r"^(.*/)?(.*)\.py:", r"\2.", name) for name in names]  # of files' names
+        named = re.sub("[:/]", ".", "-".join(short))
+        out = cfg.out or f"runs/{named}{plain}-s{cfg.seed}"
         return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
 
     def lr_at(self, share: float) -> float:
@@ -1956,10 +1958,8 @@ def train(cfg: Config | None = None, **given) -> dict:
         lifted = " + InfoARD" if cfg.infoard else ""
         told = f"{out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and"
         told += f" {len(run.val)} validation images, {run.ranks} x {device}"
-        begins = (
-            "trained already" if run.at.epoch == cfg.epochs else f"from epoch {run.at.epoch + 1}"
-        )
-        print(f"{told}, {begins}")
+        done = run.at.epoch == cfg.epochs
+        print(told, "trained already" if done else f"from epoch {run.at.epoch + 1}", sep=", ")
         optional("runs:introduce")(run)
         if not begun:  # what is refused above leaves nothing behind
             about = optional("runs:provenance")(cfg, device, data)
