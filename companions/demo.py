@@ -21,8 +21,8 @@ STUDENTS = {  # folder: what it is called, and its settings
 COLUMNS = {"clean": "clean (%)", "pgd_sat": "PGD-20", "cw": "CW", "worst": "worst of these"}
 CAVEAT = """\
 One seed: the intervals are over test images alone, and seeds differ by more (results/demo). What is
-gained comes from attacks in training of up to twice the radius that is evaluated, not from which
-image they go to (results/evidence). No number here is the paper's."""
+gained comes from attacks in training of up to twice the radius that is evaluated; that it matters
+which image they go to was not shown (results/evidence). No number here is the paper's."""
 
 
 def demo_table(results: dict[str, dict]) -> list[list[str]]:
