@@ -118,7 +118,8 @@ def test_a_figure_that_has_a_title_keeps_it(tmp_path):
         ("/a/runs", ""),
     ],
 )
-def test_a_run_is_called_by_its_folder(folder, name):
+def test_a_run_is_called_by_its_folder(folder, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there are no such runs
     assert figures.name_of_run(Path(folder)) == name
 
 

@@ -837,8 +837,8 @@ def test_lite_measures_each_row_alone_and_draws_the_curve(desk):
 def train_cell(run, folder, teacher, stop=0):
     """A cell of the smoke tables, smaller still; SIGTERM arrives in step `stop` of its training."""
     name = run.out.removeprefix("runs/tables/smoke/")
-    small = {"student": "tiny", "teacher_arch": "tiny", "epochs": 1, "steps": 1, "subset": 100}
-    small.update(batch_size=64, val_size=40, eval_subset=20, attacks="clean,fgsm", amp="off")
+    small = {"student": "tiny", "teacher_arch": "tiny", "epochs": 1, "steps": 1, "subset": 60}
+    small.update(batch_size=30, val_size=40, eval_subset=20, attacks="clean,fgsm", amp="off")
     small.update(teacher_epochs=1, device="cpu", figures=False, resume=True)
     if "T5/mid" not in name:  # whose teacher has a decoder
         small.update(teacher=teacher)
