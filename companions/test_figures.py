@@ -135,8 +135,9 @@ def test_only_the_first_rank_draws(tmp_path, monkeypatch):
     assert not (tmp_path / "figures").exists()
 
 
-def test_importing_figures_needs_no_matplotlib():
-    code = "import sys, companions.figures; sys.exit('matplotlib' in sys.modules)"
+def test_importing_figures_and_tables_needs_no_matplotlib():
+    code = "import sys, companions.figures, companions.tables"
+    code += "; sys.exit('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
     assert done.returncode == 0
 

@@ -9,7 +9,6 @@ import math
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -1030,12 +1029,6 @@ def test_pages_show_every_kind_of_table():
     assert {folder for folder, _ in shown("results/")} == {"shapes", "namid", "mid"}
     compared = {Path(folder).name for folder in kept("compare.md")}
     assert {Path(folder).name for folder, _ in shown("compare ")} == compared
-
-
-def test_importing_tables_needs_no_matplotlib():
-    code = "import sys, companions.tables; sys.exit('matplotlib' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE)
-    assert done.returncode == 0
 
 
 def test_the_readme_shows_what_the_gpu_said():
