@@ -65,7 +65,7 @@ WARNED = 8
 STRONG = 40  # per cent under PGD-20, from which WARNED holds
 BLIND = 0.05  # the share of images without a usable gradient that is warned of
 HUGE = 64 / 255  # a radius that nothing should survive
-SURVIVE = 1  # per cent that may: warned of where the lower end of the 95% interval is above it
+SURVIVE = 1  # per cent that may
 
 
 def gap_of(right: dict[str, Tensor], name: str) -> tuple[float, float]:
@@ -98,18 +98,17 @@ def gaps(right: dict[str, Tensor]) -> tuple[list[str], list[str]]:
 def masking(right: dict[str, Tensor], alive: int = 0, of: int = 0) -> list[str]:
     """Warnings, from who is still right after what; so many of so many images survive 64/255.
 
-    One survivor is no warning, nor are two or more that a share of SURVIVE explains [Wilson].
+    One survivor alone is no warning; two or more are, where their share is above SURVIVE.
     """
     warnings, _ = gaps(right)
     if "aa" in right and right["clean"].any():
         by_square = (right["fab-t"] & ~right["aa"])[right["clean"]]
         if I.percent(by_square) > 1:
             warnings.append("Square, which uses no gradients, beats APGD")
-    if alive >= 2:
+    if alive >= 2 and 100 * alive > SURVIVE * of:
         low, high = interval(alive / of, of)
-        if low > SURVIVE:
-            told = f"{alive} of {of} right images survive eps = 64/255"
-            warnings.append(f"{told}, {low:.1f}% to {high:.1f}% of such images (95%)")
+        told = f"{alive} of {of} right images survive eps = 64/255"
+        warnings.append(f"{told}, {low:.1f}% to {high:.1f}% of such images (95%)")
     return warnings
 
 
