@@ -98,14 +98,14 @@ def gaps(right: dict[str, Tensor]) -> tuple[list[str], list[str]]:
 def masking(right: dict[str, Tensor], alive: int = 0, of: int = 0) -> list[str]:
     """Warnings, from who is still right after what; so many of so many images survive 64/255.
 
-    One survivor alone is no warning; two or more are, where their share is above SURVIVE.
+    A share above SURVIVE is warned of; how little few images say, their interval says.
     """
     warnings, _ = gaps(right)
     if "aa" in right and right["clean"].any():
         by_square = (right["fab-t"] & ~right["aa"])[right["clean"]]
         if I.percent(by_square) > 1:
             warnings.append("Square, which uses no gradients, beats APGD")
-    if alive >= 2 and 100 * alive > SURVIVE * of:
+    if 100 * alive > SURVIVE * of:
         low, high = interval(alive / of, of)
         told = f"{alive} of {of} right images survive eps = 64/255"
         warnings.append(f"{told}, {low:.1f}% to {high:.1f}% of such images (95%)")

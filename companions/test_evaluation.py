@@ -164,20 +164,20 @@ def test_nan_is_no_class_and_is_told():
 
 @each(
     "square, alive, warnings",
-    [(48, 1, 0), (47, 2, 2), (46, 0, 1), (46, 8, 2)],  # one of the 80 right ones is 1.25%
+    [(48, 5, 0), (47, 10, 1), (46, 0, 1), (46, 11, 2)],  # one of the 80 right ones is 1.25%
 )
 def test_masking_warning_from_square_and_from_a_radius_that_nothing_survives(
     square, alive, warnings
 ):
     right = first_right(clean=80, pgd_sat=50, fab_t=48, aa=square)
-    assert len(evaluation.masking(right, alive, 80)) == warnings
+    assert len(evaluation.masking(right, alive, 1000)) == warnings
 
 
 @given(n=ints(1, 256), data=st.data())
-def test_two_survivors_are_warned_of_where_they_are_more_than_one_per_cent(n, data):
+def test_survivors_are_warned_of_where_they_are_more_than_one_per_cent(n, data):
     alive = data.draw(st.integers(0, n))
     warnings = evaluation.masking({}, alive, n)
-    assert bool(warnings) == (alive >= 2 and alive / n > 0.01)
+    assert bool(warnings) == (100 * alive > n)
     assert all(f"{alive} of {n} right images survive" in warning for warning in warnings)
 
 

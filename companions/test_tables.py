@@ -414,6 +414,12 @@ def test_the_figure_of_gains_says_what_it_shows(tmp_path, monkeypatch):
     assert r"right under FGSM, PGD-20, CW$_\infty$; eps 8/255; on 10000 test" in shown["about"]
     assert "(the last epoch); bars: 95% intervals over 6 seeds" in shown["about"]
     assert "Teacher: evidence/teachers/strong.pt." in shown["about"]
+    shutil.copytree(RESULTS / "evidence/controls", tmp_path / "controls")
+    shutil.rmtree(tmp_path / "controls/figures")
+    tables.run_compare(str(tmp_path / "controls"))
+    about = told[-1]["gains"].keywords["about"]
+    assert "Teacher: strong/s77/last.pt, evidence/teachers/strong.pt." in about
+    assert "bars: 95% intervals over 3 seeds" in about
 
 
 def test_the_figure_of_runs_is_not_called_by_their_folder(tmp_path, monkeypatch):
@@ -648,8 +654,9 @@ def test_pairs_of_the_evidence_that_have_other_teacher_files_are_told():
     for folder in ("T1", "adaad", "controls", "longer", "size32", "teacher"):
         found = cells.finished(RESULTS / "evidence" / folder)
         told[folder] = tables.other_teachers(cells.read(found), cells.read_settings(found))
-    [on_plain, *_] = told.pop("controls")
+    [on_plain, *on_uniform] = told.pop("controls")
     assert on_plain.startswith("warning: attention, radii2, relation, reversed learned")
+    assert len(on_uniform) == 1
     assert not any(told.values())
 
 
