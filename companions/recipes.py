@@ -548,11 +548,18 @@ LIMITS = [  # other limits of these radii
     ("distance3", "--mim off --asa distance --lam-hi 3"),
     ("inside", "--mim off --asa distance --lam-lo 0.5 --lam-hi 2"),
 ]
+BESIDE_MIM = [
+    ("distance_mim", "--asa distance --lam-hi 2"),
+    ("shuffled_mim", "--asa distance_shuffled --lam-hi 2"),
+]
 DISTANCE_CELLS = [  # base, teacher of results/evidence/teachers, rows; those that decide first
     ("rslad", "medium", DISTANCE),
     ("rslad", "strong", DISTANCE),
     ("adaad", "medium", DISTANCE),
     ("rslad", "medium", LIMITS),
+    ("rslad", "medium", BESIDE_MIM),
+    ("at", "medium", DISTANCE[:3]),
+    ("trades", "medium", DISTANCE[:3]),
 ]
 
 
@@ -570,7 +577,7 @@ def distance_runs(extra: Sequence[str] = ()) -> list[Run]:
         folder = f"{EVIDENCE}/distance/again-{teacher}"
         for seed in range(14, 20):
             rows = DISTANCE[1:3]
-            runs += expand(folder, rows, seeds=[seed], common=same, extra=extra, stage=6)
+            runs += expand(folder, rows, seeds=[seed], common=same, extra=extra, stage=9)
     return runs
 
 
