@@ -7,6 +7,7 @@
     python -m companions.recipes evidence gpu [options]       the same question with ResNet-18
     python -m companions.recipes evidence distance [options]  radii by the teacher's own distance
     python -m companions.recipes evidence plugins [options]   InfoARD beside IGDM, SAAD, averages
+    python -m companions.recipes evidence wider [options]     a student seven times larger
     python -m companions.recipes lite [options]               accuracy against time
 
 From the repository root. SCALE is smoke, cpu, gpu or paper; further options go to every run.
@@ -607,6 +608,22 @@ def plugin_runs(extra: Sequence[str] = ()) -> list[Run]:
     return runs + expand(folder, PLUGINS[:2], seeds=more, common=same, extra=extra, stage=4)
 
 
+WIDER = [  # the same on a student of 692 k parameters: on AdaAD, and whom the larger radii go to
+    ("adaad/plain", "--no-infoard"),
+    ("adaad/infoard", ""),
+    ("adaad/uniform", "--asa uniform"),
+]
+
+
+def wider_runs(extra: Sequence[str] = ()) -> list[Run]:
+    """The protocol of results/evidence/wider: seeds of its own, the teacher of README's gain."""
+    common = f"{SHORT} --student wrn_16_2 --framework adaad --epochs 3 --val-size 0"
+    common += " --eval-subset 0 --attacks clean,fgsm,pgd_sat,cw"
+    common += " --teacher results/evidence/teachers/strong.pt"
+    folder = f"{EVIDENCE}/wider"
+    return expand(folder, WIDER, seeds=[30, 31, 32, 33], common=common, extra=extra)
+
+
 # ==== 4. Lite =====================================================================================
 # What accuracy costs what time: attack steps, 1 to so many by rank, full and half precision.
 
@@ -951,6 +968,7 @@ PARTS = {  # of evidence, and their runs
     "gpu": gpu_evidence_runs,
     "distance": distance_runs,
     "plugins": plugin_runs,
+    "wider": wider_runs,
 }
 
 
@@ -965,7 +983,7 @@ def say_cost(experiment: str, runs: list[Run]) -> None:
     if experiment == "evidence gpu":
         print_cost(cost(runs, GPU_EVIDENCE))
         return
-    if experiment in ("evidence distance", "evidence plugins"):
+    if experiment in ("evidence distance", "evidence plugins", "evidence wider"):
         folder = f"{EVIDENCE}/{experiment.split()[1]}"
     costs = kept_cost(runs, folder, workers=2)
     if not any(costs.values()):
@@ -1133,6 +1151,8 @@ def main(argv: list[str]) -> int:
             run_protocol(runner, "distance", distance_runs(words[1:]))
         elif verb == "evidence" and words[:1] == ["plugins"]:
             run_protocol(runner, "plugins", plugin_runs(words[1:]))
+        elif verb == "evidence" and words[:1] == ["wider"]:
+            run_protocol(runner, "wider", wider_runs(words[1:]))
         elif verb == "evidence":
             run_evidence(runner, words)
         elif verb == "lite":

@@ -312,9 +312,10 @@ def radii_of(result: dict) -> dict[str, float]:
 def how_measured(result: dict) -> list:
     """What must be equal in two results that are compared."""
     settings = result.get("settings", {})
-    checkpoint = Path(result.get("checkpoint", "")).name  # best.pt or last.pt
+    name = Path(result.get("checkpoint", "")).name
+    kind = name if name in ("best.pt", "last.pt") else ""  # of other files it tells nothing
     radii = [settings.get("eps"), settings.get("eps_l2")]
-    return [result["n"], checkpoint, *radii, settings.get("teacher_nat")]
+    return [result["n"], kind, *radii, settings.get("teacher_nat")]
 
 
 def comparable(a: dict, b: dict) -> bool:

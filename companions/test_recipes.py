@@ -906,6 +906,7 @@ EXPERIMENTS = {
     "evidence gpu": R.gpu_evidence_runs,
     "evidence distance": R.distance_runs,
     "evidence plugins": R.plugin_runs,
+    "evidence wider": R.wider_runs,
     "lite": R.lite_runs,
 }
 
@@ -951,7 +952,7 @@ def test_a_part_that_there_is_not_is_one_line(desk, capsys):
     for words in (["evidence", "plugin"], ["cells", "evidence", "plugin"]):
         assert R.main(words) == 2
         error = capsys.readouterr().err
-        assert "first, gpu, distance, plugins, not 'plugin'" in error and one_line(error)
+        assert "first, gpu, distance, plugins, wider, not 'plugin'" in error and one_line(error)
     assert journal() == []
 
 

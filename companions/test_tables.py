@@ -288,6 +288,18 @@ def test_results_under_other_settings_are_not_comparable(key):
     assert tables.comparable(harmless, {"n": 9})
 
 
+@each("a, b", [("best.pt", "last.pt"), ("last.pt", "student.pt"), ("best.pt", "")])
+def test_best_and_last_epochs_are_not_compared_with_others(a, b):
+    one, two = ({"n": 9, "checkpoint": f"x/{name}"} for name in (a, b))
+    assert not tables.comparable(one, two) and not tables.comparable(two, one)
+    assert tables.comparable(one, {"n": 9, "checkpoint": f"y/{a}"})
+
+
+def test_kept_weights_of_any_name_are_compared():
+    one, two = ({"n": 9, "checkpoint": f"x/{name}-s0.pt"} for name in ("plain", "infoard"))
+    assert tables.comparable(one, two)
+
+
 def test_what_is_outside_the_ball_is_no_part_of_worst(tmp_path):
     write_results(tmp_path, {"a/plain/s0": 20.0, "a/mid/s0": 21.0, "a/more/s0": 22.0})
     change_results(tmp_path / "a/mid/s0", psnr=15.0, pgd_l2=3.0)
