@@ -11,12 +11,15 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import re
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -1987,6 +1990,41 @@ def python(folder, *argv):
     )
 
 
+def become(folder, argv):
+    """What a fork of this process does to be `python ARGV` in a folder: it forgets this folder."""
+    os.chdir(folder)
+    os.environ.pop("PYTHONPATH", None)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = open(f"{folder}.{name}", "w", buffering=1)
+        os.dup2(stream.fileno(), number)
+        setattr(sys, name, stream)
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("infoard", "companions", "test_infoard"):
+            del sys.modules[name]
+    ours = (str(ROOT), str(ROOT / "companions"), "")
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry not in ours)]
+    sys.dont_write_bytecode = True
+    sys.argv = list(argv)
+    if argv[0] == "-c":
+        sys.argv = ["-c", *argv[2:]]
+        exec(argv[1], {"__name__": "__main__"})
+    else:
+        runpy.run_path(argv[0], run_name="__main__")
+
+
+def forked(folder, *argv):
+    """As python(), in a fork of this process, so that torch is not imported once more."""
+    importlib.import_module("torch._dynamo")  # of the first optimizer: once, not in each fork
+    process = multiprocessing.get_context("fork").Process(target=become, args=(folder, argv))
+    process.start()
+    process.join(300)
+    process.kill()  # if it has not ended
+    process.join()
+    printed = {name: Path(f"{folder}.{name}").read_text() for name in ("stdout", "stderr")}
+    return SimpleNamespace(returncode=process.exitcode, **printed)
+
+
 QUICK = "--subset 60 --epochs 1 --steps 1 --attacks clean --eval-subset 10 --device cpu --out run"
 
 
@@ -1995,7 +2033,7 @@ def test_strange_files_beside_a_copy_are_never_executed(tmp_path):
     for name in ("extras", "defences", "cli", "figures", "frameworks", "namid", "mid"):
         strange = tmp_path / f"{name}.py"
         strange.write_text("raise SystemExit('a strange file was executed')\n")
-    done = python(tmp_path, "infoard.py", "--framework", "natural", *QUICK.split())
+    done = forked(tmp_path, "infoard.py", "--framework", "natural", *QUICK.split())
     assert done.returncode == 0, done.stderr
     assert "in run: results.json" in done.stdout
     assert "executed" not in done.stdout + done.stderr
@@ -2017,10 +2055,10 @@ mine = infoard.Framework(loss, infoard=False)
 def test_a_renamed_copy_runs_as_a_script(tmp_path):
     shutil.copy(I.__file__, tmp_path / "infoard_v2.py")
     (tmp_path / "stranger.py").write_text(STRANGER)
-    done = python(tmp_path, "infoard_v2.py", "--help")
+    done = forked(tmp_path, "infoard_v2.py", "--help")
     assert done.returncode == 0, done.stderr
     assert "--framework" in done.stdout
-    done = python(tmp_path, "infoard_v2.py", "--framework", "stranger:mine", *QUICK.split())
+    done = forked(tmp_path, "infoard_v2.py", "--framework", "stranger:mine", *QUICK.split())
     assert done.returncode == 0, done.stderr
     assert "run: tiny by stranger:mine, 54 training" in done.stdout  # a Framework, not lifted
 
@@ -2040,7 +2078,7 @@ assert I.main(["--framework", "rslda"]) == 2
 def test_a_renamed_copy_can_be_imported(tmp_path):
     shutil.copy(I.__file__, tmp_path / "infoard_v2.py")
     (tmp_path / "stranger.py").write_text(STRANGER)
-    done = python(tmp_path, "-c", IMPORTED)
+    done = forked(tmp_path, "-c", IMPORTED)
     assert done.returncode == 0, done.stderr
     assert "unknown framework 'rslda'" in done.stderr
 
@@ -2614,6 +2652,7 @@ BASE = {
     "amp": "off",
 }
 STEPS = 6  # of an epoch: 360 images, 64 in a batch, the last one smaller
+FEW = {"subset": 101, "batch_size": 16}  # as many steps of fewer images, the last one smaller, too
 
 
 def run(out, stop=0, number=signal.SIGTERM, **options):
@@ -3009,6 +3048,7 @@ RESUMED = [
 @example(stop=STEPS)  # the end of an epoch
 @settings(max_examples=1)
 def test_resumed_is_uninterrupted_bit_for_bit(lab, tmp_path_factory, options, stop):
+    options = {**options, **FEW}
     whole, whole_results = lab.reference(**options)
     out = tmp_path_factory.mktemp("resume") / "r"
     with pytest.raises(SystemExit) as stopped:  # resume where there is nothing begins afresh
@@ -3023,7 +3063,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(lab, tmp_path_factory, options, st
 def test_another_seed_gives_another_run(lab):
     weights = []
     for options in ({}, {"seed": 1}):
-        out, _ = lab.reference(ema=0.9, **options)
+        out, _ = lab.reference(ema=0.9, **FEW, **options)
         weights.append(I.load_tensors(out / "last.pt")["model"])
     assert {".conv1.weight", ".linear.weight"} <= set(differences(*weights))
 
@@ -3605,9 +3645,9 @@ def make_earlier(out):
 
 
 def test_an_earlier_run_goes_on_as_if_uninterrupted(lab, tmp_path):
-    whole, whole_results = lab.reference(ema=0.9)
+    whole, whole_results = lab.reference(ema=0.9, **FEW)
     out = tmp_path / "r"
-    options = {"teacher": lab.teacher, "ema": 0.9}
+    options = {"teacher": lab.teacher, "ema": 0.9, **FEW}
     with pytest.raises(SystemExit):
         run(out, stop=STEPS + 3, **options)
     make_earlier(out)
@@ -3860,7 +3900,7 @@ def test_infoard_alone_trains_evaluates_and_resumes(desk):
         shutil.copy(name, folder)
     lines = [line if "teacher" in line else f"{line} --no-infoard" for line, _ in MISSING]
     (folder / "missing.txt").write_text("\n".join(lines))
-    done = python(folder, "-c", ALONE)
+    done = forked(folder, "-c", ALONE)
     assert done.returncode == 0, done.stderr
 
     codes = [line for line in done.stdout.splitlines() if line.startswith("code ")]
