@@ -865,7 +865,7 @@ def train_cell(run, folder, teacher, stop=0):
 
 def test_smoke_tables_killed_and_restarted_give_the_same_files(tmp_path, monkeypatch):
     """Every kind of cell, in one go or killed in the middle of four of them."""
-    data = I.render_shapes(400, 100)
+    data = I.render_shapes(400, 100, size=16)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(I.DATASETS, "shapes", lambda data_dir, **options: data)
     monkeypatch.setattr(evaluation, "check_teacher", lambda *args: None)
