@@ -23,7 +23,7 @@ from torch import nn
 import infoard as I
 from companions import ranks
 from companions.test_extra import content
-from test_infoard import BASE, SMALL, evaluate, near
+from test_infoard import BASE, FEW, SMALL, evaluate, near
 
 CPU = torch.device("cpu")
 # Settings of steps that N processes must make as one does.
@@ -158,41 +158,35 @@ def work_of_a_rank(top: str, teacher: str) -> None:
             two_runs(top, teacher, patch)
 
 
-def dying_rank(top: str, teacher: str) -> int:
-    """The command line, whose rank 1 is killed in its second epoch, the first time."""
-    real = I.train_step
+DYING = """
+import os, signal, sys
+import infoard as I
 
-    def step(run, rows, share):
-        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-        if first and run.rank == 1 and run.at.epoch == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(run, rows, share)
-
-    I.train_step = step
-    I.render_shapes = lambda: SMALL
-    options = {**BASE, "teacher": teacher, "out": f"{top}/died", "framework": "rslad"}
-    words = ["--resume"]
-    for name, value in options.items():
-        if value is False:
-            words.append(I.flag_of(f"no_{name}"))
-        else:
-            words += [I.flag_of(name), str(value)]
-    return I.main(words)
+data = I.render_shapes(400, 100)
+real = I.train_step
 
 
-def leave(code: int | None) -> None:
-    """Ends this process as infoard.py does under torchrun."""
-    sys.stdout.flush()
-    os._exit(code or 0)
+def step(run, rows, share):
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first and run.rank == 1 and run.at.epoch == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(run, rows, share)
 
 
-def torchrun(call: str, *options: str) -> subprocess.CompletedProcess:
-    """Two processes that each make a call of a function of this file."""
+I.train_step = step
+I.render_shapes = lambda: data
+code = I.main(sys.argv[1:])
+sys.stdout.flush()
+os._exit(code)  # as infoard.py ends under torchrun
+"""
+
+
+def torchrun(code: str, *words: str) -> subprocess.CompletedProcess:
+    """Two processes that run Python code with these words; they are begun once more if one dies."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     env = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    code = f"import companions.test_ranks as t; t.leave(t.{call})"
-    command += [*options, "--no-python", sys.executable, "-c", code]
+    command += ["--max-restarts=1", "--no-python", sys.executable, "-c", code, *words]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
@@ -204,8 +198,9 @@ def begin_rank(rank: int, top: str, teacher: str, told: dict) -> None:
         work_of_a_rank(top, teacher)
     except BaseException:
         traceback.print_exc()
-        leave(1)
-    leave(0)
+        os._exit(1)
+    sys.stdout.flush()
+    os._exit(0)  # as infoard.py ends under torchrun
 
 
 def two_ranks(top: Path, teacher: str) -> str:
@@ -292,7 +287,15 @@ def test_ranks_end_with_the_same_net_and_its_results(work):
 
 
 def test_death_of_a_rank_is_one_line_and_costs_an_epoch_at_most(lab, tmp_path):
-    done = torchrun(f"dying_rank({str(tmp_path)!r}, {lab.teacher!r})", "--max-restarts=1")
+    """The command line, whose rank 1 is killed in its second epoch, the first time."""
+    options = {**BASE, **FEW, "teacher": lab.teacher, "out": str(tmp_path / "died")}
+    words = ["--resume", "--framework", "rslad"]
+    for name, value in options.items():
+        if value is False:
+            words.append(I.flag_of(f"no_{name}"))
+        else:
+            words += [I.flag_of(name), str(value)]
+    done = torchrun(DYING, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     told = [line for line in done.stderr.splitlines() if "infoard: error" in line]
     assert len(told) == 1 and "rank 0" in told[0] and "with --resume" in told[0]
