@@ -1990,11 +1990,10 @@ def python(folder, *argv):
     )
 
 
-def become(folder, argv):
+def become(folder, argv, paths, environment):
     """What a fork of this process does to be `python ARGV` in a folder: it forgets this folder."""
     os.chdir(folder)
-    os.environ.pop("PYTHONPATH", None)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = open(f"{folder}.{name}", "w", buffering=1)
         os.dup2(stream.fileno(), number)
@@ -2003,26 +2002,40 @@ def become(folder, argv):
         if name.split(".")[0] in ("infoard", "companions", "test_infoard"):
             del sys.modules[name]
     ours = (str(ROOT), str(ROOT / "companions"), "")
-    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry not in ours)]
+    others = [entry for entry in sys.path if entry not in ours]
+    sys.path[:] = [str(folder), *map(str, paths), *others]
     sys.dont_write_bytecode = True
-    sys.argv = list(argv)
     if argv[0] == "-c":
         sys.argv = ["-c", *argv[2:]]
         exec(argv[1], {"__name__": "__main__"})
     else:
+        sys.argv = list(argv)
         runpy.run_path(argv[0], run_name="__main__")
 
 
-def forked(folder, *argv):
-    """As python(), in a fork of this process, so that torch is not imported once more."""
+def begin_fork(folder, *argv, paths=(), **environment):
+    """As python(), in a fork of this process, so that torch is not imported once more; paths are
+    looked into for modules. What it prints goes to FOLDER.stdout and FOLDER.stderr.
+    """
     importlib.import_module("torch._dynamo")  # of the first optimizer: once, not in each fork
-    process = multiprocessing.get_context("fork").Process(target=become, args=(folder, argv))
+    given = (folder, argv, paths, environment)
+    process = multiprocessing.get_context("fork").Process(target=become, args=given)
     process.start()
+    return process
+
+
+def end_fork(process, folder):
+    """Waits for a process of begin_fork; what it has printed, and its exit code."""
     process.join(300)
     process.kill()  # if it has not ended
     process.join()
     printed = {name: Path(f"{folder}.{name}").read_text() for name in ("stdout", "stderr")}
     return SimpleNamespace(returncode=process.exitcode, **printed)
+
+
+def forked(folder, *argv, **options):
+    """begin_fork and end_fork."""
+    return end_fork(begin_fork(folder, *argv, **options), folder)
 
 
 QUICK = "--subset 60 --epochs 1 --steps 1 --attacks clean --eval-subset 10 --device cpu --out run"
