@@ -2685,22 +2685,38 @@ def run(out, stop=0, number=signal.SIGTERM, **options):
         return I.train(**{**BASE, **options}, out=str(out))
 
 
-@functools.cache
-def trained_lab(top):
-    """What the fixture lab gives, once for all files of tests."""
+def train_lab(top):
+    """The runs of the fixture lab."""
     run(top / "teacher", framework="natural", epochs=16, lr=0.05, val_size=0)
-    teacher = str(top / "teacher/last.pt")
     options = {"ema": 0.9, "w_att": 0.05, "attacks": "clean,fgsm,pgd"}
-    results = run(top / "done", teacher=teacher, figures=True, **options)
+    run(top / "done", teacher=str(top / "teacher/last.pt"), figures=True, **options)
     with pytest.raises(SystemExit):
         run(top / "unfinished", stop=2, framework="natural")
 
+
+def made_lab(own):
+    """The folder of these runs, that of another worker of pytest-xdist if it is whole by now."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for whole in own.parent.glob("*/lab_is_whole"):
+            return whole.with_name("lab")
+    train_lab(own / "lab")
+    (own / "lab_is_whole").touch()
+    return own / "lab"
+
+
+@functools.cache
+def trained_lab(own):
+    """What the fixture lab gives, once for all files of tests; own: a folder of this process."""
+    top = made_lab(own)
+    teacher = str(top / "teacher/last.pt")
+
     @functools.cache
     def reference(**options):
-        out = top / f"reference{len(list(top.iterdir()))}"
+        out = own / f"reference{len(list(own.glob('reference*')))}"
         return out, run(out, teacher=teacher, **options)
 
     net = I.load_teacher(teacher)
+    results = json.loads((top / "done/results.json").read_text())
     return SimpleNamespace(top=top, teacher=teacher, net=net, results=results, reference=reference)
 
 
@@ -2709,7 +2725,7 @@ def lab(tmp_path_factory):
     """.net, .teacher: a net far above chance and its file; .top: finished runs `teacher` and `done`
     and one that is `unfinished`; .results of `done`; .reference(**options): (folder, results).
     """
-    return trained_lab(tmp_path_factory.getbasetemp() / "lab")
+    return trained_lab(tmp_path_factory.getbasetemp())
 
 
 FILES = {  # what is no checkpoint, or not the right one
