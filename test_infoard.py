@@ -11,12 +11,15 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import re
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -1987,6 +1990,54 @@ def python(folder, *argv):
     )
 
 
+def become(folder, argv, paths, environment):
+    """What a fork of this process does to be `python ARGV` in a folder: it forgets this folder."""
+    os.chdir(folder)
+    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = open(f"{folder}.{name}", "w", buffering=1)
+        os.dup2(stream.fileno(), number)
+        setattr(sys, name, stream)
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("infoard", "companions", "test_infoard"):
+            del sys.modules[name]
+    ours = (str(ROOT), str(ROOT / "companions"), "")
+    others = [entry for entry in sys.path if entry not in ours]
+    sys.path[:] = [str(folder), *map(str, paths), *others]
+    sys.dont_write_bytecode = True
+    if argv[0] == "-c":
+        sys.argv = ["-c", *argv[2:]]
+        exec(argv[1], {"__name__": "__main__"})
+    else:
+        sys.argv = list(argv)
+        runpy.run_path(argv[0], run_name="__main__")
+
+
+def begin_fork(folder, *argv, paths=(), **environment):
+    """As python(), in a fork of this process, so that torch is not imported once more; paths are
+    looked into for modules. What it prints goes to FOLDER.stdout and FOLDER.stderr.
+    """
+    importlib.import_module("torch._dynamo")  # of the first optimizer: once, not in each fork
+    given = (folder, argv, paths, environment)
+    process = multiprocessing.get_context("fork").Process(target=become, args=given)
+    process.start()
+    return process
+
+
+def end_fork(process, folder):
+    """Waits for a process of begin_fork; what it has printed, and its exit code."""
+    process.join(300)
+    process.kill()  # if it has not ended
+    process.join()
+    printed = {name: Path(f"{folder}.{name}").read_text() for name in ("stdout", "stderr")}
+    return SimpleNamespace(returncode=process.exitcode, **printed)
+
+
+def forked(folder, *argv, **options):
+    """begin_fork and end_fork."""
+    return end_fork(begin_fork(folder, *argv, **options), folder)
+
+
 QUICK = "--subset 60 --epochs 1 --steps 1 --attacks clean --eval-subset 10 --device cpu --out run"
 
 
@@ -1995,7 +2046,7 @@ def test_strange_files_beside_a_copy_are_never_executed(tmp_path):
     for name in ("extras", "defences", "cli", "figures", "frameworks", "namid", "mid"):
         strange = tmp_path / f"{name}.py"
         strange.write_text("raise SystemExit('a strange file was executed')\n")
-    done = python(tmp_path, "infoard.py", "--framework", "natural", *QUICK.split())
+    done = forked(tmp_path, "infoard.py", "--framework", "natural", *QUICK.split())
     assert done.returncode == 0, done.stderr
     assert "in run: results.json" in done.stdout
     assert "executed" not in done.stdout + done.stderr
@@ -2017,10 +2068,10 @@ mine = infoard.Framework(loss, infoard=False)
 def test_a_renamed_copy_runs_as_a_script(tmp_path):
     shutil.copy(I.__file__, tmp_path / "infoard_v2.py")
     (tmp_path / "stranger.py").write_text(STRANGER)
-    done = python(tmp_path, "infoard_v2.py", "--help")
+    done = forked(tmp_path, "infoard_v2.py", "--help")
     assert done.returncode == 0, done.stderr
     assert "--framework" in done.stdout
-    done = python(tmp_path, "infoard_v2.py", "--framework", "stranger:mine", *QUICK.split())
+    done = forked(tmp_path, "infoard_v2.py", "--framework", "stranger:mine", *QUICK.split())
     assert done.returncode == 0, done.stderr
     assert "run: tiny by stranger:mine, 54 training" in done.stdout  # a Framework, not lifted
 
@@ -2040,7 +2091,7 @@ assert I.main(["--framework", "rslda"]) == 2
 def test_a_renamed_copy_can_be_imported(tmp_path):
     shutil.copy(I.__file__, tmp_path / "infoard_v2.py")
     (tmp_path / "stranger.py").write_text(STRANGER)
-    done = python(tmp_path, "-c", IMPORTED)
+    done = forked(tmp_path, "-c", IMPORTED)
     assert done.returncode == 0, done.stderr
     assert "unknown framework 'rslda'" in done.stderr
 
@@ -2614,6 +2665,7 @@ BASE = {
     "amp": "off",
 }
 STEPS = 6  # of an epoch: 360 images, 64 in a batch, the last one smaller
+FEW = {"subset": 101, "batch_size": 16}  # as many steps of fewer images, the last one smaller, too
 
 
 def run(out, stop=0, number=signal.SIGTERM, **options):
@@ -2633,22 +2685,38 @@ def run(out, stop=0, number=signal.SIGTERM, **options):
         return I.train(**{**BASE, **options}, out=str(out))
 
 
-@functools.cache
-def trained_lab(top):
-    """What the fixture lab gives, once for all files of tests."""
+def train_lab(top):
+    """The runs of the fixture lab."""
     run(top / "teacher", framework="natural", epochs=16, lr=0.05, val_size=0)
-    teacher = str(top / "teacher/last.pt")
     options = {"ema": 0.9, "w_att": 0.05, "attacks": "clean,fgsm,pgd"}
-    results = run(top / "done", teacher=teacher, figures=True, **options)
+    run(top / "done", teacher=str(top / "teacher/last.pt"), figures=True, **options)
     with pytest.raises(SystemExit):
         run(top / "unfinished", stop=2, framework="natural")
 
+
+def made_lab(own):
+    """The folder of these runs, that of another worker of pytest-xdist if it is whole by now."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for whole in own.parent.glob("*/lab_is_whole"):
+            return whole.with_name("lab")
+    train_lab(own / "lab")
+    (own / "lab_is_whole").touch()
+    return own / "lab"
+
+
+@functools.cache
+def trained_lab(own):
+    """What the fixture lab gives, once for all files of tests; own: a folder of this process."""
+    top = made_lab(own)
+    teacher = str(top / "teacher/last.pt")
+
     @functools.cache
     def reference(**options):
-        out = top / f"reference{len(list(top.iterdir()))}"
+        out = own / f"reference{len(list(own.glob('reference*')))}"
         return out, run(out, teacher=teacher, **options)
 
     net = I.load_teacher(teacher)
+    results = json.loads((top / "done/results.json").read_text())
     return SimpleNamespace(top=top, teacher=teacher, net=net, results=results, reference=reference)
 
 
@@ -2657,7 +2725,7 @@ def lab(tmp_path_factory):
     """.net, .teacher: a net far above chance and its file; .top: finished runs `teacher` and `done`
     and one that is `unfinished`; .results of `done`; .reference(**options): (folder, results).
     """
-    return trained_lab(tmp_path_factory.getbasetemp() / "lab")
+    return trained_lab(tmp_path_factory.getbasetemp())
 
 
 FILES = {  # what is no checkpoint, or not the right one
@@ -3009,6 +3077,7 @@ RESUMED = [
 @example(stop=STEPS)  # the end of an epoch
 @settings(max_examples=1)
 def test_resumed_is_uninterrupted_bit_for_bit(lab, tmp_path_factory, options, stop):
+    options = {**options, **FEW}
     whole, whole_results = lab.reference(**options)
     out = tmp_path_factory.mktemp("resume") / "r"
     with pytest.raises(SystemExit) as stopped:  # resume where there is nothing begins afresh
@@ -3023,7 +3092,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(lab, tmp_path_factory, options, st
 def test_another_seed_gives_another_run(lab):
     weights = []
     for options in ({}, {"seed": 1}):
-        out, _ = lab.reference(ema=0.9, **options)
+        out, _ = lab.reference(ema=0.9, **FEW, **options)
         weights.append(I.load_tensors(out / "last.pt")["model"])
     assert {".conv1.weight", ".linear.weight"} <= set(differences(*weights))
 
@@ -3605,9 +3674,9 @@ def make_earlier(out):
 
 
 def test_an_earlier_run_goes_on_as_if_uninterrupted(lab, tmp_path):
-    whole, whole_results = lab.reference(ema=0.9)
+    whole, whole_results = lab.reference(ema=0.9, **FEW)
     out = tmp_path / "r"
-    options = {"teacher": lab.teacher, "ema": 0.9}
+    options = {"teacher": lab.teacher, "ema": 0.9, **FEW}
     with pytest.raises(SystemExit):
         run(out, stop=STEPS + 3, **options)
     make_earlier(out)
@@ -3860,7 +3929,7 @@ def test_infoard_alone_trains_evaluates_and_resumes(desk):
         shutil.copy(name, folder)
     lines = [line if "teacher" in line else f"{line} --no-infoard" for line, _ in MISSING]
     (folder / "missing.txt").write_text("\n".join(lines))
-    done = python(folder, "-c", ALONE)
+    done = forked(folder, "-c", ALONE)
     assert done.returncode == 0, done.stderr
 
     codes = [line for line in done.stdout.splitlines() if line.startswith("code ")]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import infoard as I
 from companions import averaging, tables
-from test_infoard import BASE, SMALL, STEPS, begun, each, error_of, files_differ, near, run
+from test_infoard import BASE, FEW, SMALL, STEPS, begun, each, error_of, files_differ, near, run
 
 CPU = torch.device("cpu")
 
@@ -191,7 +191,7 @@ RESUMED = [
 
 @each("options, stop", RESUMED, ids=str)
 def test_resumed_is_uninterrupted_bit_for_bit(lab, tmp_path, options, stop):
-    options = {"framework": "at", "infoard": False, **options}
+    options = {"framework": "at", "infoard": False, **options, **FEW}
     whole, whole_results = lab.reference(**options)
     with pytest.raises(SystemExit):
         run(tmp_path / "r", stop=stop, teacher=lab.teacher, **options)

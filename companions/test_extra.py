@@ -17,6 +17,7 @@ import infoard as I
 from companions import extra, runs
 from test_infoard import (
     BASE,
+    FEW,
     SMALL,
     STEPS,
     begun,
@@ -292,7 +293,7 @@ def test_real_images_may_be_floats(tmp_path):
 
 def test_a_share_of_zero_is_no_share_bit_for_bit(lab, tmp_path):
     path = written(tmp_path / "a.npz")
-    options = {"framework": "at", "infoard": False}
+    options = {"framework": "at", "infoard": False, **FEW}
     whole, results = lab.reference(**options)
     again = run(tmp_path / "r", teacher=lab.teacher, extra=path, extra_share=0.0, **options)
     assert again == results
@@ -307,7 +308,7 @@ def test_a_share_of_zero_is_no_share_bit_for_bit(lab, tmp_path):
 
 def test_a_resumed_run_draws_the_same_images(tmp_path):
     path = written(tmp_path / "a.npz")
-    options = {"framework": "natural", "extra": path, "extra_share": 0.5}
+    options = {"framework": "natural", "extra": path, "extra_share": 0.5, **FEW}
     whole = run(tmp_path / "whole", **options)
     with pytest.raises(SystemExit):
         run(tmp_path / "r", stop=STEPS + 2, **options)

@@ -13,7 +13,7 @@ from torchvision.transforms import functional as vision
 import infoard as I
 from companions import idbh
 from companions.test_fast import Waits
-from test_infoard import SMALL, STEPS, begun, each, error_of, near, noise, rng, run
+from test_infoard import FEW, SMALL, STEPS, begun, each, error_of, near, noise, rng, run
 
 # Below 1: 16,777,215/2**24 is the largest number that torch.rand gives.
 numbers = st.integers(0, 2**24 - 1).map(lambda n: n / 2**24)
@@ -239,7 +239,7 @@ def test_a_run_draws_it_and_is_given_floats_channels_last():
 
 
 def test_a_resumed_run_draws_the_same(tmp_path):
-    options = {"framework": "natural", "augment": "idbh"}
+    options = {"framework": "natural", "augment": "idbh", **FEW}
     whole = run(tmp_path / "whole", **options)
     with pytest.raises(SystemExit):
         run(tmp_path / "r", stop=STEPS + 2, **options)

@@ -5,10 +5,7 @@ averages of weights, torch.compile. The patch is the README's own.
 import contextlib
 import copy
 import gc
-import os
 import socket
-import subprocess
-import sys
 import weakref
 
 import pytest
@@ -17,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import infoard as I
-from test_infoard import PATCH, make_info, near, pair, rand, rng
+from test_infoard import PATCH, ROOT, begin_fork, end_fork, make_info, near, pair, rand, rng
 
 each = pytest.mark.parametrize
 
@@ -413,16 +410,14 @@ def in_two_ranks(script, top):
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    command = [sys.executable, str(top / "script.py"), str(top / "rank")]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    argv = [str(top / "script.py"), str(top / "rank")]
     processes = []
     for rank in ("0", "1"):
-        more = {"env": {**env, "RANK": rank}, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, **more))
-    errors = [process.communicate(timeout=200)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
+        (top / rank).mkdir()
+        processes.append(begin_fork(top / rank, *argv, paths=[ROOT], RANK=rank, **told))
+    done = [end_fork(process, top / str(rank)) for rank, process in enumerate(processes)]
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr[-2000:]
     return [torch.load(top / f"rank{rank}") for rank in (0, 1)]
 
 

@@ -1,14 +1,18 @@
 """What holds for many processes: two ranks do what one does, and no death of one costs a run.
 
-torchrun starts functions of this file in two processes; what they find they leave in files.
+Functions of this file are run in two processes, by torchrun where one is to die; what they find
+they leave in files.
 """
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ from torch import nn
 import infoard as I
 from companions import ranks
 from companions.test_extra import content
-from test_infoard import BASE, SMALL, evaluate, near
+from test_infoard import BASE, FEW, SMALL, evaluate, near
 
 CPU = torch.device("cpu")
 # Settings of steps that N processes must make as one does.
@@ -88,7 +92,7 @@ def evaluation_of(teacher: str, found: dict, patch: pytest.MonkeyPatch) -> None:
 
     patch.setitem(I.ATTACKS, "fgsm", fgsm)
     attacks = "clean,fgsm,pgd,apgd,spatial"
-    result = evaluate(I.load_teacher(teacher), 50, attacks=attacks, batch_size=8, eps=2 / 255)
+    result = evaluate(I.load_teacher(teacher), 30, attacks=attacks, batch_size=8, eps=2 / 255)
     found["attacked"] = torch.tensor([sum(seen)])
     columns = [*I.METRICS, "spatial", "n"]
     found["evaluation"] = torch.tensor([result[name] or 0.0 for name in columns])
@@ -154,42 +158,69 @@ def work_of_a_rank(top: str, teacher: str) -> None:
             two_runs(top, teacher, patch)
 
 
-def dying_rank(top: str, teacher: str) -> int:
-    """The command line, whose rank 1 is killed in its second epoch, the first time."""
-    real = I.train_step
+DYING = """
+import os, signal, sys
+import infoard as I
 
-    def step(run, rows, share):
-        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-        if first and run.rank == 1 and run.at.epoch == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(run, rows, share)
-
-    I.train_step = step
-    I.render_shapes = lambda: SMALL
-    options = {**BASE, "teacher": teacher, "out": f"{top}/died", "framework": "rslad"}
-    words = ["--resume"]
-    for name, value in options.items():
-        if value is False:
-            words.append(I.flag_of(f"no_{name}"))
-        else:
-            words += [I.flag_of(name), str(value)]
-    return I.main(words)
+data = I.render_shapes(400, 100)
+real = I.train_step
 
 
-def leave(code: int | None) -> None:
-    """Ends this process as infoard.py does under torchrun."""
-    sys.stdout.flush()
-    os._exit(code or 0)
+def step(run, rows, share):
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first and run.rank == 1 and run.at.epoch == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(run, rows, share)
 
 
-def torchrun(call: str, *options: str) -> subprocess.CompletedProcess:
-    """Two processes that each make a call of a function of this file."""
+I.train_step = step
+I.render_shapes = lambda: data
+code = I.main(sys.argv[1:])
+sys.stdout.flush()
+os._exit(code)  # as infoard.py ends under torchrun
+"""
+
+
+def torchrun(code: str, *words: str) -> subprocess.CompletedProcess:
+    """Two processes that run Python code with these words; they are begun once more if one dies."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     env = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    code = f"import companions.test_ranks as t; t.leave(t.{call})"
-    command += [*options, "--no-python", sys.executable, "-c", code]
+    command += ["--max-restarts=1", "--no-python", sys.executable, "-c", code, *words]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+
+
+def begin_rank(rank: int, top: str, teacher: str, told: dict) -> None:
+    """What a process of two_ranks does: it is told its rank, and prints to a file."""
+    os.environ.update(told, RANK=str(rank), LOCAL_RANK=str(rank), CUDA_VISIBLE_DEVICES="")
+    sys.stdout = sys.stderr = open(f"{top}/printed{rank}", "w", buffering=1)
+    try:
+        work_of_a_rank(top, teacher)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    sys.stdout.flush()
+    os._exit(0)  # as infoard.py ends under torchrun
+
+
+def two_ranks(top: Path, teacher: str) -> str:
+    """work_of_a_rank in two forks of this process, which have torch at hand; what rank 0 prints."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    context = multiprocessing.get_context("fork")
+    processes = []
+    for rank in (0, 1):
+        process = context.Process(target=begin_rank, args=(rank, str(top), teacher, told))
+        process.start()
+        processes.append(process)
+    for process in processes:
+        process.join(300)
+        process.kill()  # if it has not ended
+    printed = [(top / f"printed{rank}").read_text() for rank in (0, 1)]
+    assert [process.exitcode for process in processes] == [0, 0], printed[0] + printed[1]
+    return printed[0]
 
 
 # ==== 2. What holds for them ======================================================================
@@ -197,15 +228,14 @@ def torchrun(call: str, *options: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="session")
 def work(lab, tmp_path_factory):
-    """The folder of what two processes and one have found, and what the two have printed."""
+    """The folder of what two processes and one have found, and what rank 0 has printed."""
     top = tmp_path_factory.mktemp("ranks")
     np.savez(top / "extra.npz", **content())
-    done = torchrun(f"work_of_a_rank({str(top)!r}, {lab.teacher!r})")
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = two_ranks(top, lab.teacher)
     threads = torch.get_num_threads()
     work_of_a_rank(str(top), lab.teacher)
     torch.set_num_threads(threads)
-    return top, done.stdout
+    return top, printed
 
 
 def test_two_ranks_do_what_one_process_does(work):
@@ -219,7 +249,7 @@ def test_two_ranks_do_what_one_process_does(work):
     for name in first:
         assert first[name].equal(second[name]), name
         near(first[name], one[name], 1e-5)  # float32: the same sums in another order
-    assert first["evaluation"].equal(one["evaluation"]) and first["evaluation"][-1] == 50
+    assert first["evaluation"].equal(one["evaluation"]) and first["evaluation"][-1] == 30
 
 
 def test_ranks_stop_together_and_go_on_as_if_they_had_not(work):
@@ -257,7 +287,15 @@ def test_ranks_end_with_the_same_net_and_its_results(work):
 
 
 def test_death_of_a_rank_is_one_line_and_costs_an_epoch_at_most(lab, tmp_path):
-    done = torchrun(f"dying_rank({str(tmp_path)!r}, {lab.teacher!r})", "--max-restarts=1")
+    """The command line, whose rank 1 is killed in its second epoch, the first time."""
+    options = {**BASE, **FEW, "teacher": lab.teacher, "out": str(tmp_path / "died")}
+    words = ["--resume", "--framework", "rslad"]
+    for name, value in options.items():
+        if value is False:
+            words.append(I.flag_of(f"no_{name}"))
+        else:
+            words += [I.flag_of(name), str(value)]
+    done = torchrun(DYING, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     told = [line for line in done.stderr.splitlines() if "infoard: error" in line]
     assert len(told) == 1 and "rank 0" in told[0] and "with --resume" in told[0]

@@ -22,7 +22,7 @@ import torch
 import infoard as I
 from companions import bench, cli, evaluation, plus, tables
 from companions import recipes as R
-from test_infoard import ROOT, each, near, one_line
+from test_infoard import ROOT, each, forked, near, one_line
 
 SCALES = [("smoke", 1, 2), ("cpu", 1, 2), ("gpu", 1, 1), ("paper", 5, 3)]
 
@@ -30,10 +30,15 @@ SCALES = [("smoke", 1, 2), ("cpu", 1, 2), ("gpu", 1, 1), ("paper", 5, 3)]
 # ==== 1. The runs as settings =====================================================================
 
 
+by_framework = functools.cache(cli.by_framework)
+
+
 @functools.cache
 def parsed(words):
-    """What infoard.py makes of a line of options, read once."""
-    return I.Config(**cli.parse("train", list(words)))
+    """What infoard.py makes of a line of options; line and defaults of --help are read once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "by_framework", by_framework)
+        return I.Config(**cli.parse("train", list(words)))
 
 
 def settings_of(words):
@@ -860,7 +865,7 @@ def train_cell(run, folder, teacher, stop=0):
 
 def test_smoke_tables_killed_and_restarted_give_the_same_files(tmp_path, monkeypatch):
     """Every kind of cell, in one go or killed in the middle of four of them."""
-    data = I.render_shapes(400, 100)
+    data = I.render_shapes(400, 100, size=16)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(I.DATASETS, "shapes", lambda data_dir, **options: data)
     monkeypatch.setattr(evaluation, "check_teacher", lambda *args: None)
@@ -1098,8 +1103,6 @@ def test_search_has_the_tables_of_its_page(file):
 
 
 def test_search_prints_its_table_from_anywhere(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(SEARCH), "table"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = forked(tmp_path, str(SEARCH), "table")
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.strip() in SEARCH.with_name("README.md").read_text()
