@@ -2071,7 +2071,7 @@ def test_a_renamed_copy_runs_as_a_script(tmp_path):
     done = forked(tmp_path, "infoard_v2.py", "--help")
     assert done.returncode == 0, done.stderr
     assert "--framework" in done.stdout
-    done = forked(tmp_path, "infoard_v2.py", "--framework", "stranger:mine", *QUICK.split())
+    done = python(tmp_path, "infoard_v2.py", "--framework", "stranger:mine", *QUICK.split())
     assert done.returncode == 0, done.stderr
     assert "run: tiny by stranger:mine, 54 training" in done.stdout  # a Framework, not lifted
 
@@ -3929,7 +3929,7 @@ def test_infoard_alone_trains_evaluates_and_resumes(desk):
         shutil.copy(name, folder)
     lines = [line if "teacher" in line else f"{line} --no-infoard" for line, _ in MISSING]
     (folder / "missing.txt").write_text("\n".join(lines))
-    done = forked(folder, "-c", ALONE)
+    done = python(folder, "-c", ALONE)
     assert done.returncode == 0, done.stderr
 
     codes = [line for line in done.stdout.splitlines() if line.startswith("code ")]
