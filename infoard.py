@@ -38,7 +38,6 @@ import math
 import os
 import pkgutil
 import re
-import signal
 import sys
 import time
 import weakref
@@ -1788,69 +1787,38 @@ def validate(run: Run) -> dict:
     return {"val_clean": percent(clean), "val_pgd": percent(clean & attacked)}
 
 
-@contextlib.contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """A list of the signals that arrive inside: the first is noted, a second acts at once."""
-    caught = []
-
-    def note(number: int, frame) -> None:
-        caught.append(number)
-        os.write(2, b"stopping after this step; the same signal once more stops at once\n")
-        signal.signal(number, signal.SIG_DFL)
-
-    with contextlib.ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # outside the main thread
-                stack.callback(signal.signal, number, signal.signal(number, note))
-        yield caught
-
-
 def check_in(run: Run, out: Path, caught: list[int]) -> None:
-    """A log point, where the device is waited for: stops if the loss is not finite and, with all
-    saved, if any rank has caught a signal.
-    """
+    """A log point, which waits for the device: ends a loss that is not finite, or all if told to."""
     last = out / "last.pt"
     weights = sum(p.detach().sum() for p in run.student.parameters())  # NaN or infinite if one is
-    mine = torch.tensor([(run.at.sums["loss"] + 0 * weights).item(), sum(caught)])
-    loss, signals = all_reduce_sum(mine).tolist()
-    told = f"the loss is not finite at step {run.at.step}: lower --lr {run.cfg.lr} or --amp off"
-    good = f"{last}: --resume goes on from it" if last.exists() else "none"
-    if not math.isfinite(loss):
+    loss = torch.tensor((run.at.sums["loss"] + 0 * weights).item())
+    if not all_reduce_sum(loss).isfinite():
         save(out / "diverged.json", {"step": run.at.step, "lr": run.cfg.lr})
+        told = f"the loss is not finite at step {run.at.step}: lower --lr {run.cfg.lr} or --amp off"
+        good = f"{last}: --resume goes on from it" if last.exists() else "none"
         raise InfoardError(f"{told}; last good checkpoint: {good}")
-    if signals:
-        save(last, run.state())
-        barrier()  # no rank is gone before it is saved
-        number = caught[0] if caught else signal.SIGTERM
-        told = f"stopped by {signal.Signals(number).name} at step {run.at.step}, all saved in"
-        print(told, f"{last}: {optional('runs:how_to_go_on')(out) or '--resume'} goes on")
-        raise SystemExit(128 + number)
+    optional("loop:stop_if_told")(run, out, caught)
 
 
 def fit(run: Run, out: Path) -> None:
     """The training loop: draw, attack, loss and step (train_step), log, validate, save."""
     cfg, at, n = run.cfg, run.at, optional("runs:learned_from")(run) or len(run.train)
     every = 50 if run.ranks == 1 else 10  # steps between log points
-    with noted_signals() as caught:
+    with optional("loop:noted_signals")() or contextlib.nullcontext([]) as caught:
         while at.epoch < cfg.epochs:
-            began, first, marks = time.time(), at.position, []
+            began, first = time.time(), at.position
             if first == 0:
                 order = torch.randperm(len(run.train), generator=run.generators["data"])
                 at.order = run.train[order]
                 at.sums = {}
-            for i in progress_bar(range(first, n, cfg.batch_size), f"epoch {at.epoch + 1}"):
+            begins = progress_bar(range(first, n, cfg.batch_size), f"epoch {at.epoch + 1}")
+            for i in optional("loop:with_estimate")(run, begins, n) or begins:
                 batch = at.order[i : i + cfg.batch_size]
                 share = (at.epoch + i / n) / cfg.epochs
                 at.position, at.step = i + len(batch), at.step + 1
                 equal = batch[: len(batch) // run.ranks * run.ranks]  # as many for each rank
                 if len(equal):
                     train_step(run, equal[run.rank :: run.ranks], share)
-                if at.step in (5, 25):
-                    at.sums["loss"].item()  # the device has made them
-                    marks.append(time.time())
-                if at.step == 25 and len(marks) == 2:  # 20 steps in which nothing starts up
-                    minutes = (marks[1] - marks[0]) / 20 * n / cfg.batch_size * cfg.epochs / 60
-                    print(f"about {minutes:.1f} minutes (epochs: {cfg.epochs}), plus validation")
                 now = caught and run.ranks == 1  # ranks stop together
                 if now or at.step % every == 0 or at.position == n:
                     check_in(run, out, caught)
