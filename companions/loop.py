@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import infoard as I
+from companions.ranks import barrier
 from companions.runs import how_to_go_on
 
 
@@ -41,7 +42,7 @@ def stop_if_told(run: I.Run, out: Path, caught: list[int]) -> None:
         return
     last = out / "last.pt"
     I.save(last, run.state())
-    I.barrier()  # no rank is gone before it is saved
+    barrier()  # no rank is gone before it is saved
     number = caught[0] if caught else signal.SIGTERM
     print(f"stopped by {signal.Signals(number).name} at step {run.at.step}, all saved in", end=" ")
     print(f"{last}: {how_to_go_on(out)} goes on")

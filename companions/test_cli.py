@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import infoard as I
-from companions import checkpoints, cli, options, recipes
+from companions import checkpoints, cli, options, own, recipes
 from test_infoard import error_of, own_file
 
 ROOT = Path(I.__file__).parent
@@ -493,7 +493,7 @@ def test_the_images_of_a_result_can_be_found_by_its_json(desk):
     line = ["eval", "teacher.pt", "--attacks", "clean", "--eval-subset", "25", "--device", "cpu"]
     assert I.main([*line, "--list", "images.txt", "--out", "e"]) == 0
     about = json.loads(Path("e/eval.json").read_text())["about"]
-    assert about["images"]["list_sha256"] == I.digest("images.txt")
+    assert about["images"]["list_sha256"] == own.digest("images.txt")
     assert about["images"]["rule"] == "infoard.class_balanced(y_test, 25)"
     rows = [row.split("\t") for row in Path("images.txt").read_text().splitlines()]
     data = I.render_shapes()
