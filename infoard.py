@@ -1812,7 +1812,7 @@ def test_images(data: Data, n: int | None, device: torch.device) -> tuple[Tensor
 
 def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
     """The nets beside the student, as in Step: in companions/ each is checked, and trained once if
-    it is not given; alone there is a teacher, which is trained into a folder of the run.
+    it is not given; alone there is a teacher, trained into a folder of the run if it is not.
     """
     if has_companions():
         return resolve({}, "companions.teachers:get_nets", "teachers")(cfg, data, device)
@@ -1822,11 +1822,9 @@ def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
     path = cfg.teacher
     if not path:
         path = f"{cfg.out}/teacher/best.pt"
-        same = "dataset data_dir subset val_size flip eps steps step_size lr batch_size amp device"
-        made = {name: getattr(cfg, name) for name in [*same.split(), "eval_subset"]}
-        made.update(student=cfg.teacher_arch, framework=cfg.teacher_framework)
-        made.update(epochs=cfg.teacher_epochs, out=f"{cfg.out}/teacher", attacks="clean,pgd")
-        train(**made, infoard=False, resume=True)
+        made = {"student": cfg.teacher_arch, "framework": cfg.teacher_framework, "beta": None}
+        made.update(epochs=cfg.teacher_epochs, out=f"{cfg.out}/teacher", own={})
+        train(replace(cfg, **made, infoard=False, resume=True))
     how = {"size": data.x_train.shape[-1], "device": device}
     return {"teacher": load_teacher(path, cfg.teacher_arch, len(data.classes), **how)}
 
