@@ -84,7 +84,7 @@ def lookup(table, name: str, what: str):
 
 
 def resolve(table: dict, name: str, what: str):
-    """The entry called name, or anyone's own, "module:name" (of this folder too), "file.py:name".
+    """The entry called name, or anyone's own, "module:name"; by companions "file.py:name", too.
 
     An entry that is such a name itself, of a companion, is imported when it is asked for.
     """
@@ -1631,8 +1631,8 @@ class Run:
         room = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0
         self.x = data.x_train.to(device) if data.x_train.nbytes < room else data.x_train
         self.at = Progress(order=self.train)
-        if cfg.fast and dtype and has_companions():
-            resolve({}, "companions.fast:speed_up", "fast step")(self, dtype)
+        if cfg.fast and dtype:
+            optional("fast:speed_up")(self, dtype)
 
     def make_student(self) -> nn.Module:
         cfg, classes = self.cfg, len(self.data.classes)
