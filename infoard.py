@@ -31,20 +31,18 @@ alone, this file trains on the built-in data, evaluates and resumes, and says wh
 import argparse
 import contextlib
 import difflib
-import hashlib
 import importlib
 import json
 import math
 import os
 import pkgutil
 import re
-import signal
 import sys
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -56,7 +54,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 # ==== 1. Notation and configuration ===============================================================
 # x [B,C,H,W] in [0,1] (normalisation lives inside the model), y [B], K classes
@@ -80,35 +77,27 @@ def require(condition, message: str) -> None:
 
 def lookup(table, name: str, what: str):
     """table[name] (or name itself, from a list), or one line that lists the names there are."""
-    near = difflib.get_close_matches(name, table, 1)
-    meant = f"did you mean {near[0]}? " if near else ""
-    require(name in table, f"unknown {what} {name!r} ({meant}choose from {', '.join(table)})")
+    if name not in table:
+        near = difflib.get_close_matches(name, table, 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise InfoardError(f"unknown {what} {name!r} ({meant}choose from {', '.join(table)})")
     return table[name] if isinstance(table, dict) else name
 
 
 def resolve(table: dict, name: str, what: str):
-    """The entry called name, or anyone's own, "module:name" (of this folder too), "file.py:name".
-
-    An entry that is such a name itself, of a companion, is imported when it is asked for.
+    """The entry called name, or anyone's own "module:name"; with companions/ "file.py:name", too.
+    An entry that is such a name itself is imported when it is asked for.
     """
     entry = name if ":" in name else lookup(table, name, what)
     if not isinstance(entry, str):
         return entry
     sys.modules.setdefault("infoard", sys.modules[__name__])  # others import this file as infoard
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    if has_companions():
+        return pkgutil.resolve_name("companions.own:resolved")(entry, what)
     try:
-        if ".py:" in entry:
-            entry = pkgutil.resolve_name("companions.own:imported")(entry)
-        found = pkgutil.resolve_name(entry)
+        return pkgutil.resolve_name(entry)
     except Exception as error:  # whatever foreign code raises
-        if isinstance(error, ImportError) and not entry.startswith(error.name or entry):
-            raise  # a package that it needs: the command line says how to install it
-        meant = None if what == "companion" else optional("own:nearest")(error, entry)
-        raise InfoardError(f"cannot import the {what} {entry}: {error}{meant or ''}") from None
-    usable = callable(found) or is_dataclass(found)
-    require(usable, f"the {what} {entry} is a {type(found).__name__}, which cannot be called")
-    return found
+        raise InfoardError(f"cannot import the {what} {entry}: {error}") from None
 
 
 def has_companions() -> bool:
@@ -153,11 +142,6 @@ def all_reduce_sum(value: Tensor) -> Tensor:
     return value
 
 
-def barrier() -> None:
-    """No rank goes on before all are here."""
-    all_reduce_sum(torch.zeros(1))
-
-
 def gathered(f: Tensor) -> Tensor:
     """The rows of all N ranks, [B/N,...] -> [B,...], for a loss L that couples a batch.
 
@@ -197,12 +181,6 @@ def save(path: Path, content) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
-
-
-def digest(path: str | Path) -> str | None:
-    """The sha256 of a file, if it is one."""
-    path = Path(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 SHAPES_DEFAULTS = {"student": "tiny", "teacher_arch": "tiny_wide", "epochs": 8, "steps": 5}
@@ -327,11 +305,8 @@ class Config:
         if cfg.plus:
             optional("plus:weights_of")(cfg)  # or one line
         plain = "-plain" if framework.infoard and not cfg.infoard else ""
-        added = f"+{cfg.plus}" if cfg.plus else ""
-        names = [cfg.dataset, cfg.student, cfg.framework + added]
-        short = [re.sub(r"^(.*/)?(.*)\.py:", r"\2.", name) for name in names]  # of files' names
-        named = re.sub("[:/]", ".", "-".join(short))
-        out = cfg.out or f"runs/{named}{plain}-s{cfg.seed}"
+        name = f"{cfg.dataset}-{cfg.student}-{cfg.framework}{plain}-s{cfg.seed}"
+        out = cfg.out or optional("own:folder_of")(cfg, plain) or f"runs/{name}"
         return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
 
     def lr_at(self, share: float) -> float:
@@ -1155,13 +1130,8 @@ FURTHER_FRAMEWORKS = {
     "namid": "estimators namid namid_trades",
     "mid": "autoencoder mid mid_transfer",
 }
-FRAMEWORKS.update(
-    {
-        name: f"companions.{file}:{name.upper()}"
-        for file, names in FURTHER_FRAMEWORKS.items()
-        for name in names.split()
-    }
-)
+for file, names in FURTHER_FRAMEWORKS.items():
+    FRAMEWORKS.update({name: f"companions.{file}:{name.upper()}" for name in names.split()})
 
 
 def get_framework(name: str) -> Framework:
@@ -1308,22 +1278,14 @@ def load_teacher(
 
     What a stranger's file does not tell must be said: norm, arch "wrn_28_10_silu".
     """
-    try:
-        if has_companions():
-            load = resolve({}, "companions.checkpoints:load", "loader")
-            net = load(path_or_id, arch, num_classes, size, norm, dataset, device)
-        else:
-            net = load_own(load_tensors(path_or_id), arch)
-            net = net.to(device, memory_format=torch.channels_last)
-        net = net.eval().requires_grad_(False)
-        z = predict(net, torch.full((2, 3, size, size), 0.5, device=device))  # [2, K]
-        told = f"has {z.shape[1]} classes, the data have {num_classes}"
-        require(num_classes in (z.shape[1], None), told)
-        is_logits = (z < 0).any() or (z.sum(1) - 1).abs().max() > 1e-4
-        require(is_logits, "gives probabilities, not logits")
-    except Exception as error:  # whatever foreign code raises
-        why = " ".join(str(error).split())[:600] or type(error).__name__
-        raise InfoardError(why if path_or_id in why else f"{path_or_id}: {why}") from None
+    if has_companions():
+        load = resolve({}, "companions.checkpoints:load", "loader")
+        return load(path_or_id, arch, num_classes, size, norm, dataset, device)
+    net = load_own(load_tensors(path_or_id), arch).to(device, memory_format=torch.channels_last)
+    net = net.eval().requires_grad_(False)
+    classes = predict(net, torch.zeros(1, 3, size, size, device=device)).shape[1]
+    told = f"{path_or_id} has {classes} classes, the data have {num_classes}"
+    require(num_classes in (classes, None), told)
     return net
 
 
@@ -1483,11 +1445,11 @@ def chosen_attacks(attacks: str) -> dict[str, Callable]:
     chosen = {}
     for name in dict.fromkeys(name.strip() for name in attacks.split(",")):
         column = name.rpartition(":")[2]
-        taken = ":" in name and column in {*known, *METRICS, *chosen}
-        require(not taken, f"--attacks {name}: another column is called {column}")
-        attack = resolve(known, name, "attack")
         if ":" in name:
-            attack = resolve({}, "companions.own:checked_attack", "check")(name, attack)
+            taken = {*known, *METRICS, *chosen}
+            attack = resolve({}, "companions.own:attack_called", "attacks")(name, taken)
+        else:
+            attack = resolve(known, name, "attack")
         if name == "pgd":
             chosen.update(pgd_sat=pgd_sat, pgd_trades=pgd_trades)
         elif name != "clean":
@@ -1635,12 +1597,9 @@ class Run:
             self.evaluated = self.student
             self.parts = {"model": self.student, "critics": nn.ModuleList()}  # of a checkpoint
             if cfg.ema or cfg.swa:
-                average = get_ema_multi_avg_fn(cfg.ema)
-                ema = AveragedModel(self.student, multi_avg_fn=average, use_buffers=True)
-                if cfg.ema_ramp or cfg.swa:
-                    ema = resolve({}, "companions.averaging:average_of", "average")(self)
-                self.parts["ema"] = ema
-                self.evaluated = ema.module
+                average = resolve({}, "companions.averaging:average_of", "average")
+                self.parts["ema"] = average(self)
+                self.evaluated = self.parts["ema"].module
             self.info = None
             if cfg.infoard:
                 self.info = self.make_info()
@@ -1653,10 +1612,8 @@ class Run:
         self.optimizer = torch.optim.SGD(groups, cfg.lr, 0.9, weight_decay=cfg.weight_decay)
         self.parts.update(optimizer=self.optimizer, scaler=self.scaler)
         self.forward = self.student
-        if cfg.compile:  # hooks are part of a net: code made without them must not serve it
-            torch._dynamo.config.skip_nnmodule_hook_guards = False
-            torch._dynamo.config.cache_size_limit = 64  # attack and training, of several nets
-            self.forward = torch.compile(self.student)
+        if cfg.compile:
+            self.forward = resolve({}, "companions.fast:compiled", "compiler")(self.student)
         self.objective = Objective(learners)
         if self.ranks > 1:
             self.objective = DistributedDataParallel(self.objective)
@@ -1674,8 +1631,8 @@ class Run:
         room = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0
         self.x = data.x_train.to(device) if data.x_train.nbytes < room else data.x_train
         self.at = Progress(order=self.train)
-        if cfg.fast and dtype and has_companions():
-            resolve({}, "companions.fast:speed_up", "fast step")(self, dtype)
+        if cfg.fast and dtype:
+            optional("fast:speed_up")(self, dtype)
 
     def make_student(self) -> nn.Module:
         cfg, classes = self.cfg, len(self.data.classes)
@@ -1788,69 +1745,38 @@ def validate(run: Run) -> dict:
     return {"val_clean": percent(clean), "val_pgd": percent(clean & attacked)}
 
 
-@contextlib.contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """A list of the signals that arrive inside: the first is noted, a second acts at once."""
-    caught = []
-
-    def note(number: int, frame) -> None:
-        caught.append(number)
-        os.write(2, b"stopping after this step; the same signal once more stops at once\n")
-        signal.signal(number, signal.SIG_DFL)
-
-    with contextlib.ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # outside the main thread
-                stack.callback(signal.signal, number, signal.signal(number, note))
-        yield caught
-
-
 def check_in(run: Run, out: Path, caught: list[int]) -> None:
-    """A log point, where the device is waited for: stops if the loss is not finite and, with all
-    saved, if any rank has caught a signal.
-    """
+    """A log point, which waits for the device: stops if the loss is not finite or if told to."""
     last = out / "last.pt"
     weights = sum(p.detach().sum() for p in run.student.parameters())  # NaN or infinite if one is
-    mine = torch.tensor([(run.at.sums["loss"] + 0 * weights).item(), sum(caught)])
-    loss, signals = all_reduce_sum(mine).tolist()
-    told = f"the loss is not finite at step {run.at.step}: lower --lr {run.cfg.lr} or --amp off"
-    good = f"{last}: --resume goes on from it" if last.exists() else "none"
-    if not math.isfinite(loss):
+    loss = torch.tensor((run.at.sums["loss"] + 0 * weights).item())
+    if not all_reduce_sum(loss).isfinite():
         save(out / "diverged.json", {"step": run.at.step, "lr": run.cfg.lr})
+        told = f"the loss is not finite at step {run.at.step}: lower --lr {run.cfg.lr} or --amp off"
+        good = f"{last}: --resume goes on from it" if last.exists() else "none"
         raise InfoardError(f"{told}; last good checkpoint: {good}")
-    if signals:
-        save(last, run.state())
-        barrier()  # no rank is gone before it is saved
-        number = caught[0] if caught else signal.SIGTERM
-        told = f"stopped by {signal.Signals(number).name} at step {run.at.step}, all saved in"
-        print(told, f"{last}: {optional('runs:how_to_go_on')(out) or '--resume'} goes on")
-        raise SystemExit(128 + number)
+    optional("loop:stop_if_told")(run, out, caught)
 
 
 def fit(run: Run, out: Path) -> None:
     """The training loop: draw, attack, loss and step (train_step), log, validate, save."""
     cfg, at, n = run.cfg, run.at, optional("runs:learned_from")(run) or len(run.train)
     every = 50 if run.ranks == 1 else 10  # steps between log points
-    with noted_signals() as caught:
+    with optional("loop:noted_signals")() or contextlib.nullcontext([]) as caught:
         while at.epoch < cfg.epochs:
-            began, first, marks = time.time(), at.position, []
+            began, first = time.time(), at.position
             if first == 0:
                 order = torch.randperm(len(run.train), generator=run.generators["data"])
                 at.order = run.train[order]
                 at.sums = {}
-            for i in progress_bar(range(first, n, cfg.batch_size), f"epoch {at.epoch + 1}"):
+            begins = progress_bar(range(first, n, cfg.batch_size), f"epoch {at.epoch + 1}")
+            for i in optional("loop:with_estimate")(run, begins, n) or begins:
                 batch = at.order[i : i + cfg.batch_size]
                 share = (at.epoch + i / n) / cfg.epochs
                 at.position, at.step = i + len(batch), at.step + 1
                 equal = batch[: len(batch) // run.ranks * run.ranks]  # as many for each rank
                 if len(equal):
                     train_step(run, equal[run.rank :: run.ranks], share)
-                if at.step in (5, 25):
-                    at.sums["loss"].item()  # the device has made them
-                    marks.append(time.time())
-                if at.step == 25 and len(marks) == 2:  # 20 steps in which nothing starts up
-                    minutes = (marks[1] - marks[0]) / 20 * n / cfg.batch_size * cfg.epochs / 60
-                    print(f"about {minutes:.1f} minutes (epochs: {cfg.epochs}), plus validation")
                 now = caught and run.ranks == 1  # ranks stop together
                 if now or at.step % every == 0 or at.position == n:
                     check_in(run, out, caught)
@@ -1884,47 +1810,23 @@ def test_images(data: Data, n: int | None, device: torch.device) -> tuple[Tensor
     return data.x_test[rows], data.y_test[rows]
 
 
-def trained(cfg: Config, framework: str, arch: str, teacher: str | None = None, **more) -> str:
-    """best.pt of a net that is trained once with these settings, and then kept."""
-    same = "dataset data_dir subset val_size image_size eps steps step_size lr amp batch_size"
-    made = {name: getattr(cfg, name) for name in same.split()}
-    made.update(student=arch, framework=framework, epochs=cfg.teacher_epochs, **more)
-    if framework in ("autoencoder", "natural") and cfg.framework != "mtard":
-        made["seed"] = 99  # no student of the tables begins with it
-    key = json.dumps(made) + (digest(teacher) or teacher or "" if teacher else "")
-    key = hashlib.sha256(key.encode()).hexdigest()[:8]
-    out = Path(f"runs/teachers/{cfg.dataset}-{arch}-{framework}-{key}")
-    out = optional("runs:teacher_folder")(out, cfg) or out
-    if not (out / "results.json").exists():
-        print(f"training by {framework} what is missing, kept in {out}")
-        made.update({name: getattr(cfg, name) for name in ("download", "device", "eval_subset")})
-        own = {name: made.pop(name) for name in get_framework(framework).options if name in made}
-        made.update(own=own, teacher=teacher, out=str(out), attacks="clean,pgd", resume=True)
-        train(infoard=False, figures=False, flip=cfg.flip, **made)
-    return f"{out}/best.pt"
-
-
 def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
-    """The nets beside the student, as in Step: each checked, and trained if it is not given."""
-    needs, classes = get_framework(cfg.framework).needs, len(data.classes)
-    usual = replace(cfg, teacher=None).resolved().teacher_arch
-    arch, plain = cfg.teacher_arch, (cfg.teacher_arch or usual).removesuffix("_ae")
-    paths = {}
-    asked = cfg.infoard and optional("options:asks_teacher")(cfg) is not False
-    if asked or cfg.plus or "teacher" in needs:
-        path = cfg.teacher or trained(cfg, cfg.teacher_framework, arch or usual)
-        paths["teacher"] = path, arch
-    if cfg.transfer or "teacher_nat" in needs:
-        path = cfg.teacher_nat or trained(cfg, "natural", plain)
-        paths["teacher_nat"] = path, arch and plain
-    nets, images = {"teacher": None}, test_images(data, 1000, device)
-    benchmark = cfg.benchmark or cfg.dataset
-    how = {"size": data.x_train.shape[-1], "norm": cfg.teacher_norm, "dataset": benchmark}
-    for name, (path, arch) in paths.items():
-        nets[name] = load_teacher(path, arch, classes, device=device, **how)
-        optional("runs:same_classes")(path, nets[name], data)
-        optional("evaluation:check_teacher")(nets[name], *images, path, classes)
-    return nets
+    """The nets beside the student, as in Step: in companions/ each is checked, and trained once if
+    it is not given; alone there is a teacher, trained into a folder of the run if it is not.
+    """
+    if has_companions():
+        return resolve({}, "companions.teachers:get_nets", "teachers")(cfg, data, device)
+    require(not cfg.transfer, "--transfer needs companions/ beside this file")
+    if not cfg.infoard and "teacher" not in get_framework(cfg.framework).needs:
+        return {"teacher": None}
+    path = cfg.teacher
+    if not path:
+        path = f"{cfg.out}/teacher/best.pt"
+        made = {"student": cfg.teacher_arch, "framework": cfg.teacher_framework, "beta": None}
+        made.update(epochs=cfg.teacher_epochs, out=f"{cfg.out}/teacher", own={})
+        train(replace(cfg, **made, infoard=False, resume=True))
+    how = {"size": data.x_train.shape[-1], "device": device}
+    return {"teacher": load_teacher(path, cfg.teacher_arch, len(data.classes), **how)}
 
 
 def train(cfg: Config | None = None, **given) -> dict:
@@ -1955,11 +1857,6 @@ def train(cfg: Config | None = None, **given) -> dict:
         run = Run(cfg, data, device, get_nets(cfg, data, device))
         if begun:
             run.load(out / "last.pt")
-        lifted = " + InfoARD" if cfg.infoard else ""
-        told = f"{out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and"
-        told += f" {len(run.val)} validation images, {run.ranks} x {device}"
-        done = run.at.epoch == cfg.epochs
-        print(told, "trained already" if done else f"from epoch {run.at.epoch + 1}", sep=", ")
         optional("runs:introduce")(run)
         if not begun:  # what is refused above leaves nothing behind
             about = optional("runs:provenance")(cfg, device, data)
@@ -1986,8 +1883,6 @@ def finish(run: Run, out: Path) -> dict:
         net = net.to(run.device, memory_format=torch.channels_last)
         best = look(net) | {"epoch": at.best_epoch}
     results = {"last": last, "best": best}
-    if cfg.transfer:
-        results["transfer"] = look(net, source=run.nets["teacher_nat"])
     optional("runs:add_findings")(run, net, results)
     save(out / "results.json", results)
     for name in ["best"] if best is last else ["best", "last"]:
@@ -1995,7 +1890,7 @@ def finish(run: Run, out: Path) -> dict:
     if cfg.figures:
         optional("figures:illustrate")(run, results)
     print(f"in {out}: results.json, log.jsonl, best.pt, last.pt")
-    barrier()  # no rank asks for these files before they are there
+    optional("ranks:barrier")()  # no rank asks for these files before they are there
     return results
 
 

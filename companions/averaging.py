@@ -60,9 +60,12 @@ def steps_of(run: I.Run) -> int:
 
 
 def average_of(run: I.Run) -> AveragedModel:
-    """The module that holds the average of a run's student, by --ema-ramp or --swa."""
+    """The module that holds the average of a run's student, by --swa, --ema or --ema-ramp."""
     if run.cfg.swa:
         return AveragedModel(run.student)
+    if not run.cfg.ema_ramp:
+        fixed = get_ema_multi_avg_fn(run.cfg.ema)
+        return AveragedModel(run.student, multi_avg_fn=fixed, use_buffers=True)
 
     def average(averaged: list[Tensor], current: list[Tensor], number: Tensor) -> None:
         decay = decay_at(run.at.step, steps_of(run), run.cfg.ema)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 import infoard as I
 from companions import nets, own, zoo
+from companions.ranks import barrier
 
 # ==== 1. Files ====================================================================================
 
@@ -49,11 +50,11 @@ def download(address: str) -> str:
             fetch(address, path)
         except (OSError, ValueError) as error:
             raise I.InfoardError(f"cannot fetch {address}: {error}") from None
-        I.save(note, f"{I.digest(path)}  {address}\n".encode())
-    I.barrier()
+        I.save(note, f"{own.digest(path)}  {address}\n".encode())
+    barrier()
     known = note.read_text().split()[0]
     told = f"{path} is not what was fetched from {address}: delete its folder"
-    I.require(I.digest(path) == known, told)
+    I.require(own.digest(path) == known, told)
     print(f"{address}: {path}, sha256 {known}")
     return str(path)
 
@@ -663,9 +664,22 @@ def load(
     dataset: str = "cifar10",
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """The net of a file, an https address, robustbench:ID or module:factory, on a device."""
-    net = load_any(path_or_id, arch, classes, size, norm, dataset)
-    return adapted(net, torch.full((2, 3, size, size), 0.5, device=device))
+    """infoard.load_teacher: the net of a file, an https address, robustbench:ID or module:factory,
+    on a device, frozen and in eval mode, if it gives logits of so many classes.
+    """
+    grey = torch.full((2, 3, size, size), 0.5, device=device)
+    try:
+        net = adapted(load_any(path_or_id, arch, classes, size, norm, dataset), grey)
+        net = net.eval().requires_grad_(False)
+        z = I.predict(net, grey)  # [2, K]
+        told = f"has {z.shape[1]} classes, the data have {classes}"
+        I.require(classes in (z.shape[1], None), told)
+        is_logits = (z < 0).any() or (z.sum(1) - 1).abs().max() > 1e-4
+        I.require(is_logits, "gives probabilities, not logits")
+    except Exception as error:  # whatever foreign code raises
+        why = " ".join(str(error).split())[:600] or type(error).__name__
+        raise I.InfoardError(why if path_or_id in why else f"{path_or_id}: {why}") from None
+    return net
 
 
 def load_any(

@@ -26,7 +26,7 @@ import infoard as I
 from companions import options
 from companions.evaluation import exact_fp32, list_of_images
 from companions.options import program
-from companions.own import check_entry
+from companions.own import check_entry, digest
 
 LITE = "--student tiny --teacher-arch tiny_wide --steps 3 --steps-lo 1 --step-size 4/255"
 GROUPS = {  # the first option of each group of --help
@@ -156,7 +156,7 @@ def keep_evaluation(file: Path, result: dict, path: str, made: dict) -> None:
         before = json.loads(file.read_text()).get("checkpoint")
         if before != path:
             print(f"warning: {file} was of {before}, and now is of {path}")
-    about = {"checkpoint": path, "checkpoint_sha256": I.digest(path), "settings": made}
+    about = {"checkpoint": path, "checkpoint_sha256": digest(path), "settings": made}
     I.save(file, {**result, **about})
     print(f"in {file}; {options.command('tables', file.parent)} shows it")
 

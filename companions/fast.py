@@ -3,8 +3,9 @@
     1  folding: while an attack climbs, batch norm is part of the convolutions, in half precision
     2  recording: a whole step as one CUDA graph, which the device replays without Python
 
-infoard.py asks for speed_up(run) where half precision is on, unless --no-fast is given. What both
-gain: results/gpu, and `python infoard.py bench` with and without --no-fast.
+infoard.py asks for speed_up(run) where half precision is on, unless --no-fast is given, and for
+compiled(net) under --compile. What both parts gain: results/gpu, and `python infoard.py bench` with
+and without --no-fast.
 """
 
 import contextlib
@@ -272,6 +273,13 @@ def can_record(run: I.Run) -> bool:
         and is_static(cfg.teacher, run.nets["teacher"])
         and I.get_framework(cfg.framework).static
     )
+
+
+def compiled(net: nn.Module) -> Callable:
+    """torch.compile of a net, whose hooks are part of it: code made without them must not serve."""
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    torch._dynamo.config.cache_size_limit = 64  # attack and training, of several nets
+    return torch.compile(net)
 
 
 def speed_up(run: I.Run, dtype: torch.dtype) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 import infoard as I
-from companions import bench, cli, recipes
+from companions import bench, cli, loop, recipes
 from companions.evaluation import interval
 from companions.parity import LIMITS
 from companions.tables import markdown
@@ -395,7 +395,7 @@ def run_gpu(**given) -> None:
         same = {"out": out, "device": device, "data_dir": given.get("data_dir", "data")}
         threads = 1 if device == "cpu" else max(1, os.cpu_count() // len(todo))
         jobs = {name: Job(name, until=until, threads=threads, **same) for name in todo}
-        with I.noted_signals() as caught:
+        with loop.noted_signals() as caught:
             run_stage(PARTS, jobs, caught)
         if caught:
             raise SystemExit(128 + caught[0])

@@ -1,7 +1,7 @@
 """What the options of a training ask for and do not get: attacks too short, options nobody reads,
 more images than there are, steps enough to learn anything.
 
-infoard.py asks for asks_teacher by name; runs.check_possible prints what remarks() finds, and
+teachers.get_nets asks for asks_teacher(); runs.check_possible prints what remarks() finds, and
 runs.go_on what about_few() does.
 
 An attack of K steps of size alpha moves a pixel by K alpha at most; if that is less than eps, it

@@ -5,20 +5,23 @@
     python infoard.py --student timm:resnet18          timm's nets, if timm is installed
     python infoard.py eval CKPT --attacks clean,pgd,mine:attack
 
-    1  files    2  nets    3  attacks    4  rules of radii
+    1  names and files    2  nets    3  attacks    4  rules of radii
 
 A net maps images [B,3,H,W] in [0,1] to logits [B,K]; it is made by a factory, which gets
 num_classes if it takes that. An attack is attack(net, x, y, eps=..., generator=...) -> x' of the
-shape of x; it may go without generator. infoard.py asks for imported, build, checked_attack,
-checked_rule and check_loss by name.
+shape of x; it may go without generator. infoard.py asks for resolved, folder_of, attack_called
+and check_parts by name.
 """
 
 import difflib
 import hashlib
 import importlib.util
 import inspect
+import os
+import pkgutil
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 
@@ -27,7 +30,43 @@ from torch import Tensor, nn
 
 import infoard as I
 
-# ==== 1. Files ====================================================================================
+# ==== 1. Names and files ==========================================================================
+
+
+def digest(path: str | Path) -> str | None:
+    """The sha256 of a file, if it is one."""
+    path = Path(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def resolved(entry: str, what: str):
+    """What "module:name" (of the current folder, too) or "path/file.py:name" names, which can be
+    called; one line about what is missing.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        if ".py:" in entry:
+            entry = imported(entry)
+        found = pkgutil.resolve_name(entry)
+    except Exception as error:  # whatever foreign code raises
+        if isinstance(error, ImportError) and not entry.startswith(error.name or entry):
+            raise  # a package that it needs: the command line says how to install it
+        meant = nearest(error, entry) if what != "companion" else ""
+        raise I.InfoardError(f"cannot import the {what} {entry}: {error}{meant}") from None
+    usable = callable(found) or is_dataclass(found)
+    told = f"the {what} {entry} is a {type(found).__name__}, which cannot be called"
+    I.require(usable, told)
+    return found
+
+
+def folder_of(cfg: I.Config, plain: str) -> str:
+    """The usual folder of a run; of files in names their stems alone. plain: "-plain" or ""."""
+    added = f"+{cfg.plus}" if cfg.plus else ""
+    names = [cfg.dataset, cfg.student, cfg.framework + added]
+    short = [re.sub(r"^(.*/)?(.*)\.py:", r"\2.", name) for name in names]
+    named = re.sub("[:/]", ".", "-".join(short))
+    return f"runs/{named}{plain}-s{cfg.seed}"
 
 
 def imported(entry: str) -> str:
@@ -189,6 +228,13 @@ def build(name: str, classes: int | None, size: int) -> nn.Module:
 
 
 # ==== 3. Attacks ==================================================================================
+
+
+def attack_called(name: str, taken: Iterable[str]) -> Callable:
+    """The attack "module:name" or "file.py:name", checked; taken: what other columns are called."""
+    column = name.rpartition(":")[2]
+    I.require(column not in taken, f"--attacks {name}: another column is called {column}")
+    return checked_attack(name, I.resolve({}, name, "attack"))
 
 
 def checked_attack(name: str, attack: Callable) -> Callable:

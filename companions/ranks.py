@@ -22,6 +22,11 @@ import infoard as I
 LOST = ("gloo", "nccl", "peer", "timed out")  # words of the errors when another rank is gone
 
 
+def barrier() -> None:
+    """No rank goes on before all are here."""
+    I.all_reduce_sum(torch.zeros(1))
+
+
 def check_environment() -> None:
     """One line, unless the environment says all that a process of many must know."""
     numbers = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT")
@@ -72,7 +77,7 @@ def all_ranks(device: str = "auto") -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(output):
             yield
-        I.barrier()
+        barrier()
         dist.destroy_process_group()
     except RuntimeError as error:
         lost = any(word in str(error).lower() for word in LOST)
@@ -87,11 +92,11 @@ def rank_0_first(load: Callable) -> Callable:
     def in_turn(*args, **options):
         rank = I.world()[0]
         if rank != 0:
-            I.barrier()
+            barrier()
         try:
             return load(*args, **options)
         finally:
             if rank == 0:
-                I.barrier()
+                barrier()
 
     return in_turn

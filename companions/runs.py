@@ -191,7 +191,7 @@ def same_file(name: str, config: dict, cfg: I.Config) -> bool:
     it has its old path and other content.
     """
     path, before = getattr(cfg, name), config["settings"].get(name)
-    now, then = I.digest(path or ""), config.get(f"{name}_sha256")
+    now, then = own.digest(path or ""), config.get(f"{name}_sha256")
     if now is None or not before:
         return False
     if then is None:  # earlier versions have kept no hash of teacher_nat
@@ -635,10 +635,15 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
 
 
 def introduce(run: I.Run) -> None:
-    """Prints on how few images `best` is chosen and what InfoARD compares in student and teacher;
-    tries attacks of anyone's own once.
+    """Prints what is trained, on how few images `best` is chosen and what InfoARD compares in
+    student and teacher; tries attacks of anyone's own once.
     """
     cfg = run.cfg
+    lifted = " + InfoARD" if cfg.infoard else ""
+    told = f"{Path(cfg.out)}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training"
+    told += f" and {len(run.val)} validation images, {run.ranks} x {run.device}"
+    done = run.at.epoch == cfg.epochs
+    print(told, "trained already" if done else f"from epoch {run.at.epoch + 1}", sep=", ")
     if run.at.step == 0 and not is_shared(Path(cfg.out)):
         for line in options.about_choice(cfg, len(run.train), len(run.val)):
             print(line)
@@ -664,9 +669,9 @@ def provenance(cfg: I.Config, device: torch.device, data: I.Data) -> dict:
         "ranks": I.world()[1],
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
-        "source_sha256": I.digest(I.__file__),
-        "teacher_sha256": I.digest(cfg.teacher or ""),
-        "teacher_nat_sha256": I.digest(cfg.teacher_nat or ""),
+        "source_sha256": own.digest(I.__file__),
+        "teacher_sha256": own.digest(cfg.teacher or ""),
+        "teacher_nat_sha256": own.digest(cfg.teacher_nat or ""),
         "data": described(data),
     }
 
@@ -699,9 +704,13 @@ def about_chance(result: dict, y: Tensor, hint: str) -> list[str]:
 
 
 def add_findings(run: I.Run, net: nn.Module, results: dict) -> None:
-    """Adds what the method findings of a net, such as MID's, says of the test images; how the
-    student itself does where an average of its weights is evaluated; a note to what is at chance.
+    """Adds how the net does under attacks on an undefended one, if that is asked for; what its
+    method findings, such as MID's, says of the test images; how the student itself does where an
+    average of its weights is evaluated; a note to what is at chance.
     """
+    if run.cfg.transfer:
+        source = run.nets["teacher_nat"]
+        results["transfer"] = I.evaluated(run.cfg, net, run.data, run.device, source=source)
     if "ema" in run.parts:
         averaging.add_raw(run, results)
     hint = LEARN_MORE

@@ -70,8 +70,8 @@ def test_a_ramped_average_is_that_by_hand(tmp_path, monkeypatch):
             assert not torch.equal(found, seen[-1][name])
 
 
-def test_without_the_ramp_nothing_of_this_file_is_used(monkeypatch):
-    monkeypatch.setattr(averaging, "average_of", None)
+def test_without_the_ramp_no_decay_is_reckoned(monkeypatch):
+    monkeypatch.setattr(averaging, "decay_at", None)
     made = begun(framework="natural", ema=0.9)
     assert made.parts["ema"].use_buffers
 

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import infoard as I
-from companions import checkpoints, cli, options, recipes
+from companions import checkpoints, cli, options, own, recipes
 from test_infoard import error_of, forked, own_file
 
 ROOT = Path(I.__file__).parent
@@ -493,7 +493,7 @@ def test_the_images_of_a_result_can_be_found_by_its_json(desk):
     line = ["eval", "teacher.pt", "--attacks", "clean", "--eval-subset", "25", "--device", "cpu"]
     assert I.main([*line, "--list", "images.txt", "--out", "e"]) == 0
     about = json.loads(Path("e/eval.json").read_text())["about"]
-    assert about["images"]["list_sha256"] == I.digest("images.txt")
+    assert about["images"]["list_sha256"] == own.digest("images.txt")
     assert about["images"]["rule"] == "infoard.class_balanced(y_test, 25)"
     rows = [row.split("\t") for row in Path("images.txt").read_text().splitlines()]
     data = I.render_shapes()
@@ -613,7 +613,7 @@ def check_recipes(words):
     assert verb in ("cells", "tables", "evidence", "lite")
     if verb in ("cells", "tables"):
         assert rest.pop(0) in recipes.SCALES
-    if rest[:1] in (["first"], ["gpu"], ["distance"], ["plugins"]):
+    if rest[:1] in [[part] for part in recipes.PARTS]:
         rest.pop(0)
     check_settings(cli.parse("train", rest))
 
@@ -643,6 +643,8 @@ def test_every_command_of_the_pages_is_understood(command):
         check_recipes(words[2:])
     elif words[0] == "results/evidence/search.py":
         assert words[1] == "table" or cli.parse("train", words[3:])
+    elif words[0] == "results/evidence/again.py":
+        assert (ROOT / words[0]).exists() and cli.parse("eval", ["kept.pt", *words[1:]])
     elif words[0].endswith("contrast.py"):
         folders = [ROOT / words[1] / name for name in words[2:]]
         assert (ROOT / words[0]).exists() and all(folder.is_dir() for folder in folders)

@@ -402,7 +402,7 @@ def test_rank_0_goes_first_and_lets_the_others_go_even_if_it_fails(rank, order, 
         return name * size
 
     monkeypatch.setattr(I, "world", lambda: (rank, 2))
-    monkeypatch.setattr(I, "barrier", lambda: done.append("barrier"))
+    monkeypatch.setattr(ranks, "barrier", lambda: done.append("barrier"))
     in_turn = ranks.rank_0_first(load)
     if fails:
         pytest.raises(I.InfoardError, in_turn, "ab")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import infoard as I
-from companions import cli, evaluation, figures, runs
+from companions import cli, evaluation, figures, own, runs
 from companions.options import remarks
 from companions.runs import same_settings
 from test_infoard import (
@@ -784,7 +784,7 @@ def test_the_same_file_under_another_path_is_the_same_teacher(name, tmp_path, mo
     shutil.copy("t.pt", "copy.pt")
     Path("other.pt").write_bytes(b"others")
     cfg = I.Config(out="o", **{name: "t.pt"}).resolved()
-    cfg = write_run(Path("o"), cfg, **{f"{name}_sha256": I.digest("t.pt")})
+    cfg = write_run(Path("o"), cfg, **{f"{name}_sha256": own.digest("t.pt")})
     for path in ("t.pt", "./t.pt", str(tmp_path / "t.pt"), "copy.pt"):
         runs.same_run(dataclasses.replace(cfg, **{name: path}), Path("o"))
     for path in ("other.pt", "missing.pt", None):
