@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import runpy
 import shlex
 import shutil
 import signal
@@ -1106,3 +1107,24 @@ def test_search_prints_its_table_from_anywhere(tmp_path):
     done = forked(tmp_path, str(SEARCH), "table")
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.strip() in SEARCH.with_name("README.md").read_text()
+
+
+def test_kept_students_are_evaluated_again_with_these_options_and_compared(monkeypatch):
+    again = runpy.run_path(str(ROOT / "results/evidence/again.py"))
+    calls = []
+    monkeypatch.setattr(I, "main", lambda words: calls.append(words) or 0)
+    assert again["main"](["--dataset", "cifar10", "--eval-subset", "9"]) == 0
+    *evals, compared = calls
+    assert compared == ["compare", "runs/again"] and len(evals) == 12
+    places = set()
+    for verb, file, *words in evals:
+        given = cli.parse("eval", [file, *words])
+        assert verb == "eval" and given["dataset"] == "cifar10" and given["eval_subset"] == 9
+        assert given["attacks"] == "clean,fgsm,pgd_sat,cw" and given["image_size"] == 16
+        places.add(given["out"])
+        weights = I.load_tensors(file)
+        assert sum(w.numel() for name, w in weights.items() if "weight" in name) > 90_000
+    seeds = range(20, 26)
+    assert places == {f"runs/again/adaad/{c}/s{s}" for c in ("plain", "infoard") for s in seeds}
+    monkeypatch.setattr(I, "main", lambda words: 2)
+    assert again["main"]([]) == 2  # what eval has said once is not said twelve times
