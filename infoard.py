@@ -18,7 +18,7 @@ keeps the student informative about the teacher's features (and, if asked to, at
 Of InfoARD only the abstract is public: the rank rule of section 3 and the critics and terms of
 section 5 are our reconstruction. What stands beside the method is in companions/ (more frameworks,
 attacks, data sets, nets, other people's files, `eval`, intervals and warnings, tables, figures);
-alone, this file trains on the built-in data, evaluates and resumes, and says what it leaves out.
+alone, this file trains on the built-in data, evaluates, and resumes from the end of an epoch.
 
 [InfoARD] Liu et al., IEEE TIP 2025, doi 10.1109/TIP.2025.3637689     [AA] AutoAttack, 2003.01690
 [Madry] PGD, 1706.06083   [TRADES] 1901.08573   [ARD] 1905.09747   [RSLAD] 2108.07969
@@ -31,6 +31,7 @@ alone, this file trains on the built-in data, evaluates and resumes, and says wh
 import argparse
 import contextlib
 import difflib
+import hashlib
 import importlib
 import json
 import math
@@ -42,7 +43,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -85,19 +86,27 @@ def lookup(table, name: str, what: str):
 
 
 def resolve(table: dict, name: str, what: str):
-    """The entry called name, or anyone's own "module:name"; with companions/ "file.py:name", too.
-    An entry that is such a name itself is imported when it is asked for.
+    """The entry called name, or anyone's own, "module:name" (of this folder too), "file.py:name".
+    An entry that is such a name itself, of a companion, is imported when it is asked for.
     """
     entry = name if ":" in name else lookup(table, name, what)
     if not isinstance(entry, str):
         return entry
     sys.modules.setdefault("infoard", sys.modules[__name__])  # others import this file as infoard
-    if has_companions():
-        return pkgutil.resolve_name("companions.own:resolved")(entry, what)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
-        return pkgutil.resolve_name(entry)
+        if ".py:" in entry:
+            entry = pkgutil.resolve_name("companions.own:imported")(entry)
+        found = pkgutil.resolve_name(entry)
     except Exception as error:  # whatever foreign code raises
-        raise InfoardError(f"cannot import the {what} {entry}: {error}") from None
+        if isinstance(error, ImportError) and not entry.startswith(error.name or entry):
+            raise  # a package that it needs: the command line says how to install it
+        meant = None if what == "companion" else optional("own:nearest")(error, entry)
+        raise InfoardError(f"cannot import the {what} {entry}: {error}{meant or ''}") from None
+    usable = callable(found) or is_dataclass(found)
+    require(usable, f"the {what} {entry} is a {type(found).__name__}, which cannot be called")
+    return found
 
 
 def has_companions() -> bool:
@@ -305,8 +314,11 @@ class Config:
         if cfg.plus:
             optional("plus:weights_of")(cfg)  # or one line
         plain = "-plain" if framework.infoard and not cfg.infoard else ""
-        name = f"{cfg.dataset}-{cfg.student}-{cfg.framework}{plain}-s{cfg.seed}"
-        out = cfg.out or optional("own:folder_of")(cfg, plain) or f"runs/{name}"
+        added = f"+{cfg.plus}" if cfg.plus else ""
+        names = [cfg.dataset, cfg.student, cfg.framework + added]
+        short = [re.sub(r"^(.*/)?(.*)\.py:", r"\2.", name) for name in names]  # of files' names
+        named = re.sub("[:/]", ".", "-".join(short))
+        out = cfg.out or f"runs/{named}{plain}-s{cfg.seed}"
         return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
 
     def lr_at(self, share: float) -> float:
@@ -1132,6 +1144,7 @@ FURTHER_FRAMEWORKS = {
 }
 for file, names in FURTHER_FRAMEWORKS.items():
     FRAMEWORKS.update({name: f"companions.{file}:{name.upper()}" for name in names.split()})
+del file, names
 
 
 def get_framework(name: str) -> Framework:
@@ -1278,14 +1291,23 @@ def load_teacher(
 
     What a stranger's file does not tell must be said: norm, arch "wrn_28_10_silu".
     """
-    if has_companions():
-        load = resolve({}, "companions.checkpoints:load", "loader")
-        return load(path_or_id, arch, num_classes, size, norm, dataset, device)
-    net = load_own(load_tensors(path_or_id), arch).to(device, memory_format=torch.channels_last)
-    net = net.eval().requires_grad_(False)
-    classes = predict(net, torch.zeros(1, 3, size, size, device=device)).shape[1]
-    told = f"{path_or_id} has {classes} classes, the data have {num_classes}"
-    require(num_classes in (classes, None), told)
+    path_or_id = str(path_or_id)
+    try:
+        if has_companions():
+            load = resolve({}, "companions.checkpoints:load", "loader")
+            net = load(path_or_id, arch, num_classes, size, norm, dataset, device)
+        else:
+            net = load_own(load_tensors(path_or_id), arch)
+            net = net.to(device, memory_format=torch.channels_last)
+        net = net.eval().requires_grad_(False)
+        z = predict(net, torch.full((2, 3, size, size), 0.5, device=device))  # [2, K]
+        told = f"has {z.shape[1]} classes, the data have {num_classes}"
+        require(num_classes in (z.shape[1], None), told)
+        is_logits = (z < 0).any() or (z.sum(1) - 1).abs().max() > 1e-4
+        require(is_logits, "gives probabilities, not logits")
+    except Exception as error:  # whatever foreign code raises
+        why = " ".join(str(error).split())[:600] or type(error).__name__
+        raise InfoardError(why if path_or_id in why else f"{path_or_id}: {why}") from None
     return net
 
 
@@ -1810,21 +1832,38 @@ def test_images(data: Data, n: int | None, device: torch.device) -> tuple[Tensor
     return data.x_test[rows], data.y_test[rows]
 
 
+def trained(cfg: Config, framework: str, arch: str, teacher: str | None = None, **more) -> str:
+    """best.pt of a net that is trained once with these settings, and then kept."""
+    same = "dataset data_dir subset val_size image_size eps steps step_size lr amp batch_size"
+    made = {name: getattr(cfg, name) for name in same.split()}
+    made.update(student=arch, framework=framework, epochs=cfg.teacher_epochs, **more)
+    if framework in ("autoencoder", "natural") and cfg.framework != "mtard":
+        made["seed"] = 99  # no student of the tables begins with it
+    of = optional("own:digest")(teacher) or teacher if teacher else ""
+    key = hashlib.sha256(f"{json.dumps(made)}{of}".encode()).hexdigest()[:8]
+    out = Path(f"runs/teachers/{cfg.dataset}-{arch}-{framework}-{key}")
+    out = optional("runs:teacher_folder")(out, cfg) or out
+    if not (out / "results.json").exists():
+        print(f"training by {framework} what is missing, kept in {out}")
+        made.update({name: getattr(cfg, name) for name in ("download", "device", "eval_subset")})
+        own = {name: made.pop(name) for name in get_framework(framework).options if name in made}
+        made.update(own=own, teacher=teacher, out=str(out), attacks="clean,pgd", resume=True)
+        train(infoard=False, figures=False, flip=cfg.flip, **made)
+    return f"{out}/best.pt"
+
+
 def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
-    """The nets beside the student, as in Step: in companions/ each is checked, and trained once if
-    it is not given; alone there is a teacher, trained into a folder of the run if it is not.
+    """The nets beside the student, as in Step. With companions/ each is checked; without them there
+    is a teacher alone.
     """
     if has_companions():
         return resolve({}, "companions.teachers:get_nets", "teachers")(cfg, data, device)
     require(not cfg.transfer, "--transfer needs companions/ beside this file")
     if not cfg.infoard and "teacher" not in get_framework(cfg.framework).needs:
         return {"teacher": None}
-    path = cfg.teacher
-    if not path:
-        path = f"{cfg.out}/teacher/best.pt"
-        made = {"student": cfg.teacher_arch, "framework": cfg.teacher_framework, "beta": None}
-        made.update(epochs=cfg.teacher_epochs, out=f"{cfg.out}/teacher", own={})
-        train(replace(cfg, **made, infoard=False, resume=True))
+    with torch.device("meta"):
+        build_model(cfg.student)  # or one line, before a teacher is trained
+    path = cfg.teacher or trained(cfg, cfg.teacher_framework, cfg.teacher_arch)
     how = {"size": data.x_train.shape[-1], "device": device}
     return {"teacher": load_teacher(path, cfg.teacher_arch, len(data.classes), **how)}
 
@@ -1857,6 +1896,11 @@ def train(cfg: Config | None = None, **given) -> dict:
         run = Run(cfg, data, device, get_nets(cfg, data, device))
         if begun:
             run.load(out / "last.pt")
+        lifted = " + InfoARD" if cfg.infoard else ""
+        told = f"{out}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training and"
+        told += f" {len(run.val)} validation images, {run.ranks} x {device}"
+        done = run.at.epoch == cfg.epochs
+        print(told, "trained already" if done else f"from epoch {run.at.epoch + 1}", sep=", ")
         optional("runs:introduce")(run)
         if not begun:  # what is refused above leaves nothing behind
             about = optional("runs:provenance")(cfg, device, data)

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 import infoard as I
-from companions import averaging, teachers
+from companions import averaging
 from companions.evaluation import precision
 from companions.tables import markdown
 
@@ -252,7 +252,7 @@ def random_data(n: int, size: int) -> I.Data:
 
 
 def refuse_training(cfg: I.Config, framework: str, *args, **options) -> None:
-    """In the place of teachers.trained: a benchmark trains no net that a framework might miss."""
+    """In the place of infoard.trained: a benchmark trains no net that a framework might miss."""
     told = f"needs a net trained by {framework}, and bench trains none"
     raise I.InfoardError(f"framework {cfg.framework} {told}")
 
@@ -268,7 +268,7 @@ class Bench:
         nets = {"teacher": copy.deepcopy(teacher).to(device, memory_format=memory)}
         if "teacher_nat" in I.get_framework(kind.cfg.framework).needs:
             nets["teacher_nat"] = nets["teacher"]
-        with mock.patch.object(teachers, "trained", refuse_training):
+        with mock.patch.object(I, "trained", refuse_training):
             self.run = I.Run(kind.cfg, data, device, nets)
         self.run.student.to(memory_format=memory)
 

@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infoard as I
-from companions import teachers
 
 # ==== 1. Bounds for each sample ===================================================================
 
@@ -310,7 +309,7 @@ def trained_estimators(cfg: I.Config, path: str) -> str:
     more = {name: cfg.own[name] for name in OF_ESTIMATORS}
     for name in ("critic_dim", "eval_subset", "teacher_norm", "teacher_arch"):
         more[name] = getattr(cfg, name)
-    return teachers.trained(cfg, "estimators", cfg.student, path, **more)
+    return I.trained(cfg, "estimators", cfg.student, path, **more)
 
 
 def prepare_estimators(student, nets: dict, cfg: I.Config, classes: int) -> Estimators:
@@ -321,7 +320,7 @@ def prepare_estimators(student, nets: dict, cfg: I.Config, classes: int) -> Esti
 def prepare_namid(student: nn.Module, nets: dict, cfg: I.Config, classes: int) -> nn.Module:
     """Puts the teacher's estimators, trained once and then kept, beside the student."""
     teacher = nets["teacher"]
-    path = cfg.teacher or teachers.trained(cfg, cfg.teacher_framework, cfg.teacher_arch)
+    path = cfg.teacher or I.trained(cfg, cfg.teacher_framework, cfg.teacher_arch)
     critics = make_estimators(teacher, cfg, classes)
     critics.load_state_dict(I.load_tensors(trained_estimators(cfg, path))["model"])
     critics.to(next(teacher.parameters()).device).eval().requires_grad_(False)

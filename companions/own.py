@@ -9,17 +9,14 @@
 
 A net maps images [B,3,H,W] in [0,1] to logits [B,K]; it is made by a factory, which gets
 num_classes if it takes that. An attack is attack(net, x, y, eps=..., generator=...) -> x' of the
-shape of x; it may go without generator. infoard.py asks for resolved, folder_of, attack_called
-and check_parts by name.
+shape of x; it may go without generator. infoard.py asks for imported, nearest, digest,
+build, attack_called and check_parts by name.
 """
 
 import difflib
 import hashlib
 import importlib.util
 import inspect
-import os
-import pkgutil
-import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass, replace
@@ -37,36 +34,6 @@ def digest(path: str | Path) -> str | None:
     """The sha256 of a file, if it is one."""
     path = Path(path)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def resolved(entry: str, what: str):
-    """What "module:name" (of the current folder, too) or "path/file.py:name" names, which can be
-    called; one line about what is missing.
-    """
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        if ".py:" in entry:
-            entry = imported(entry)
-        found = pkgutil.resolve_name(entry)
-    except Exception as error:  # whatever foreign code raises
-        if isinstance(error, ImportError) and not entry.startswith(error.name or entry):
-            raise  # a package that it needs: the command line says how to install it
-        meant = nearest(error, entry) if what != "companion" else ""
-        raise I.InfoardError(f"cannot import the {what} {entry}: {error}{meant}") from None
-    usable = callable(found) or is_dataclass(found)
-    told = f"the {what} {entry} is a {type(found).__name__}, which cannot be called"
-    I.require(usable, told)
-    return found
-
-
-def folder_of(cfg: I.Config, plain: str) -> str:
-    """The usual folder of a run; of files in names their stems alone. plain: "-plain" or ""."""
-    added = f"+{cfg.plus}" if cfg.plus else ""
-    names = [cfg.dataset, cfg.student, cfg.framework + added]
-    short = [re.sub(r"^(.*/)?(.*)\.py:", r"\2.", name) for name in names]
-    named = re.sub("[:/]", ".", "-".join(short))
-    return f"runs/{named}{plain}-s{cfg.seed}"
 
 
 def imported(entry: str) -> str:

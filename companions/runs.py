@@ -468,7 +468,8 @@ def is_locked(file, wait: bool) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        who = Path(file.name).read_text() or "another process"
+        file.seek(0)
+        who = file.read() or "another process"
         folder = Path(file.name).parent
         told = f"{folder} is in use by {who}"
         I.require(wait, f"{told}: wait for it to end, or choose another --out")
@@ -635,15 +636,10 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
 
 
 def introduce(run: I.Run) -> None:
-    """Prints what is trained, on how few images `best` is chosen and what InfoARD compares in
-    student and teacher; tries attacks of anyone's own once.
+    """Prints on how few images `best` is chosen and what InfoARD compares in student and teacher;
+    tries attacks of anyone's own once.
     """
     cfg = run.cfg
-    lifted = " + InfoARD" if cfg.infoard else ""
-    told = f"{Path(cfg.out)}: {cfg.student} by {cfg.framework}{lifted}, {len(run.train)} training"
-    told += f" and {len(run.val)} validation images, {run.ranks} x {run.device}"
-    done = run.at.epoch == cfg.epochs
-    print(told, "trained already" if done else f"from epoch {run.at.epoch + 1}", sep=", ")
     if run.at.step == 0 and not is_shared(Path(cfg.out)):
         for line in options.about_choice(cfg, len(run.train), len(run.val)):
             print(line)

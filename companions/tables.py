@@ -313,7 +313,7 @@ def how_measured(result: dict) -> list:
     """What must be equal in two results that are compared."""
     settings = result.get("settings", {})
     name = Path(result.get("checkpoint", "")).name
-    kind = name if name in ("best.pt", "last.pt") else ""  # of other files it tells nothing
+    kind = [word for word in ("best", "last") if name.startswith(word)]  # of a run's two files
     radii = [settings.get("eps"), settings.get("eps_l2")]
     return [result["n"], kind, *radii, settings.get("teacher_nat")]
 

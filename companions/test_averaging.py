@@ -73,6 +73,7 @@ def test_a_ramped_average_is_that_by_hand(tmp_path, monkeypatch):
 def test_without_the_ramp_no_decay_is_reckoned(monkeypatch):
     monkeypatch.setattr(averaging, "decay_at", None)
     made = begun(framework="natural", ema=0.9)
+    made.parts["ema"].update_parameters(made.student)
     assert made.parts["ema"].use_buffers
 
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -215,9 +216,14 @@ def two_ranks(top: Path, teacher: str) -> str:
         process = context.Process(target=begin_rank, args=(rank, str(top), teacher, told))
         process.start()
         processes.append(process)
+    until = time.monotonic() + 300
+    while any(process.is_alive() for process in processes) and time.monotonic() < until:
+        if any(process.exitcode for process in processes):
+            break  # the other one would wait for it
+        time.sleep(0.05)
     for process in processes:
-        process.join(300)
         process.kill()  # if it has not ended
+        process.join()
     printed = [(top / f"printed{rank}").read_text() for rank in (0, 1)]
     assert [process.exitcode for process in processes] == [0, 0], printed[0] + printed[1]
     return printed[0]
