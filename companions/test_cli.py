@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import infoard as I
 from companions import checkpoints, cli, options, own, recipes
-from test_infoard import error_of, forked, own_file
+from test_infoard import error_of, own_file
 
 ROOT = Path(I.__file__).parent
 SETTINGS = [f for f in dataclasses.fields(I.Config) if f.name != "own"]
@@ -727,8 +727,10 @@ assert infoard.__file__ == sys.argv[1] and infoard.has_companions()
 assert infoard.optional("runs:same_settings").__module__ == "companions.runs"
 sys.exit(infoard.main(["--help"]))
 """
-    argv = ["-c", code, str(place / "infoard.py")]
-    done = forked(tmp_path / "elsewhere", *argv, paths=[place])
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    command = [sys.executable, "-c", code, str(place / "infoard.py")]
+    where = {"cwd": tmp_path / "elsewhere", "env": environment}
+    done = subprocess.run(command, **where, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "growth" in done.stdout
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import infoard as I
-from companions import options, teachers
+from companions import options
 from test_infoard import SMALL
 
 each = pytest.mark.parametrize
@@ -197,7 +197,7 @@ def test_no_teacher_is_trained_that_nobody_asks(given_options, tmp_path, monkeyp
     for name in ("asks", "trained"):
         assert options.asks_teacher(settings_of(framework="at", **given_options)) is False, name
     asked = []
-    monkeypatch.setattr(teachers, "trained", lambda *args, **more: asked.append(args))
+    monkeypatch.setattr(I, "trained", lambda *args, **more: asked.append(args))
     common = {"framework": "at", "student": "tiny", "epochs": 1, "steps": 1, "subset": 40}
     common |= {"attacks": "clean", "eval_subset": 10, "device": "cpu", "figures": False}
     I.train(**common, **given_options, out="r")
