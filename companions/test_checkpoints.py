@@ -912,6 +912,14 @@ def test_robust_accuracy_and_entropy_are_those_of_pgd(capsys):
     assert entropy == pytest.approx(-(p * p.log()).sum(1).mean().item(), 1e-5)
 
 
+def test_a_path_names_a_teacher_as_its_text_does(lab):
+    net = I.load_teacher(Path(lab.teacher))
+    x = torch.rand(2, 3, 32, 32)
+    assert I.predict(net, x).equal(I.predict(I.load_teacher(lab.teacher), x))
+    with pytest.raises(I.InfoardError, match="^no checkpoint file at nowhere.pt$"):
+        I.load_teacher(Path("nowhere.pt"))
+
+
 def test_a_teacher_that_is_taken_says_what_it_is(here, capsys):
     images = I.render_shapes(400, 100)
     x = images.x_test[:, :, ::2, ::2]

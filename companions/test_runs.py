@@ -955,3 +955,15 @@ def test_the_program_lets_idle_threads_give_way(program, given, found, monkeypat
     monkeypatch.setattr(sys, "argv", [program])
     exec(HEAD, {"__name__": "infoard"})
     assert os.environ.get("GOMP_SPINCOUNT") == found
+
+
+@pytest.mark.skipif(runs.fcntl is None, reason="a system without locks")
+def test_a_lock_is_told_of_although_its_file_has_just_been_removed(tmp_path):
+    path = tmp_path / ".lock"
+    with open(path, "a+") as held, open(path, "a+") as file:
+        assert runs.is_locked(held, wait=False)
+        held.write("process 1")
+        held.flush()
+        path.unlink()
+        with pytest.raises(I.InfoardError, match="is in use by process 1"):
+            runs.is_locked(file, wait=False)
