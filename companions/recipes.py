@@ -548,6 +548,12 @@ LIMITS = [  # other limits of these radii
     ("distance15", "--mim off --asa distance --lam-hi 1.5"),
     ("distance3", "--mim off --asa distance --lam-hi 3"),
     ("inside", "--mim off --asa distance --lam-lo 0.5 --lam-hi 2"),
+    ("unlimited", "--mim off --asa distance --lam-hi 1000"),
+]
+RULES = "results/evidence/distance/softmax.py"
+SOFTMAX = [  # the distance of a margin of probabilities
+    ("softmax", f"--mim off --asa {RULES}:softmax --lam-hi 2"),
+    ("softmax_shuffled", f"--mim off --asa {RULES}:softmax_shuffled --lam-hi 2"),
 ]
 BESIDE_MIM = [
     ("distance_mim", "--asa distance --lam-hi 2"),
@@ -559,6 +565,7 @@ DISTANCE_CELLS = [  # base, teacher of results/evidence/teachers, rows; those th
     ("adaad", "medium", DISTANCE),
     ("rslad", "medium", LIMITS),
     ("rslad", "medium", BESIDE_MIM),
+    ("rslad", "medium", SOFTMAX),
     ("at", "medium", DISTANCE[:3]),
     ("trades", "medium", DISTANCE[:3]),
 ]
