@@ -15,6 +15,7 @@
 #                                   the teacher's distance, three hours; `evidence plugins`: InfoARD
 #                                   beside IGDM, SAAD and averaged weights, two hours; `evidence
 #                                   wider`: a student seven times larger, two hours; `evidence
+#                                   tuned`: AdaAD at a learning rate of its own, an hour; `evidence
 #                                   gpu`: one H100, a night, ResNet-18
 # bash reproduce.sh gpu             set up, then ten minutes that try a machine with CUDA: smoke, parity
 #                                   with the CPU, speed, four students; --device cpu: a dry run

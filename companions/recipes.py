@@ -8,6 +8,7 @@
     python -m companions.recipes evidence distance [options]  radii by the teacher's own distance
     python -m companions.recipes evidence plugins [options]   InfoARD beside IGDM, SAAD, averages
     python -m companions.recipes evidence wider [options]     a student seven times larger
+    python -m companions.recipes evidence tuned [options]     AdaAD at its own rate, and longer
     python -m companions.recipes lite [options]               accuracy against time
 
 From the repository root. SCALE is smoke, cpu, gpu or paper; further options go to every run.
@@ -631,6 +632,26 @@ def wider_runs(extra: Sequence[str] = ()) -> list[Run]:
     return expand(folder, WIDER, seeds=[30, 31, 32, 33], common=common, extra=extra)
 
 
+TUNED = [  # AdaAD at the rate that is best for it when plain
+    ("adaad/plain", "--no-infoard --epochs 3"),
+    ("adaad/infoard", "--epochs 3"),
+    ("adaad/uniform", "--asa uniform --epochs 3"),
+    ("adaad/longer", "--no-infoard --epochs 4"),
+]
+TUNED_LR = 0.4
+
+
+def tuned_runs(extra: Sequence[str] = ()) -> list[Run]:
+    """The protocol of results/evidence/tuned: seeds of its own, the teacher of README's gain."""
+    common = f"{SHORT} --student tiny --framework adaad --lr {TUNED_LR} --val-size 0"
+    common += " --eval-subset 0 --attacks clean,fgsm,pgd_sat,cw"
+    common += " --teacher results/evidence/teachers/strong.pt"
+    runs = []
+    for seed in range(40, 46):
+        runs += expand(f"{EVIDENCE}/tuned", TUNED, seeds=[seed], common=common, extra=extra)
+    return runs
+
+
 # ==== 4. Lite =====================================================================================
 # What accuracy costs what time: attack steps, 1 to so many by rank, full and half precision.
 
@@ -976,6 +997,7 @@ PARTS = {  # of evidence, and their runs
     "distance": distance_runs,
     "plugins": plugin_runs,
     "wider": wider_runs,
+    "tuned": tuned_runs,
 }
 
 
@@ -990,8 +1012,9 @@ def say_cost(experiment: str, runs: list[Run]) -> None:
     if experiment == "evidence gpu":
         print_cost(cost(runs, GPU_EVIDENCE))
         return
-    if experiment in ("evidence distance", "evidence plugins", "evidence wider"):
-        folder = f"{EVIDENCE}/{experiment.split()[1]}"
+    part = experiment.partition(" ")[2]
+    if part in ("distance", "plugins", "wider", "tuned"):
+        folder = f"{EVIDENCE}/{part}"
     costs = kept_cost(runs, folder, workers=2)
     if not any(costs.values()):
         print("how long they take was not measured")
@@ -1062,6 +1085,16 @@ def run_gpu_evidence(runner: Runner, extra: list[str]) -> None:
             runner.call("compare", f"{GPU_EVIDENCE}/{name}")
 
 
+ON_ALL_IMAGES = {  # looks under APGD at more than 2,000 images: base, cells, where they are kept
+    "plugins": [("plugins/adaad", ("plain", "infoard"), "plugins/adaad-apgd")],
+    "distance": [
+        ("distance/rslad-medium", ("distance", "shuffled"), "distance/medium-apgd"),
+        ("distance/again-medium", ("distance", "shuffled"), "distance/medium-apgd"),
+    ],
+    "tuned": [("tuned/adaad", ("plain", "infoard"), "tuned/adaad-apgd")],
+}
+
+
 def run_protocol(runner: Runner, name: str, runs: list[Run]) -> None:
     """The runs, a closer look at each under APGD, and the comparisons."""
     say_cost(f"evidence {name}", runs)
@@ -1070,11 +1103,11 @@ def run_protocol(runner: Runner, name: str, runs: list[Run]) -> None:
     for folder in sorted(Path(EVIDENCE, name).glob("*/*/s*")):
         if (folder / "results.json").exists():
             look(runner, folder, 2000, "clean,pgd_sat,cw,apgd")
-    if name == "plugins":  # all images, of the gain that README tells
-        for folder in sorted(Path(EVIDENCE, "plugins/adaad").glob("*/s*")):
-            if folder.parent.name in ("plain", "infoard"):
-                out = Path(EVIDENCE, "plugins/adaad-apgd", folder.parent.name, folder.name)
-                look(runner, folder, 0, "clean,pgd_sat,cw,apgd", out)
+    for base, cells, out in ON_ALL_IMAGES.get(name, ()):
+        for cell in cells:
+            for folder in sorted(Path(EVIDENCE, base, cell).glob("s*")):
+                whole = Path(EVIDENCE, out, cell, folder.name)
+                look(runner, folder, 0, "clean,pgd_sat,cw,apgd", whole)
     for folder in sorted(Path(EVIDENCE, name).iterdir()):
         if Path(folder, "plain").exists():
             runner.call("compare", str(folder))
@@ -1160,6 +1193,8 @@ def main(argv: list[str]) -> int:
             run_protocol(runner, "plugins", plugin_runs(words[1:]))
         elif verb == "evidence" and words[:1] == ["wider"]:
             run_protocol(runner, "wider", wider_runs(words[1:]))
+        elif verb == "evidence" and words[:1] == ["tuned"]:
+            run_protocol(runner, "tuned", tuned_runs(words[1:]))
         elif verb == "evidence":
             run_evidence(runner, words)
         elif verb == "lite":

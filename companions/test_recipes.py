@@ -913,6 +913,7 @@ EXPERIMENTS = {
     "evidence distance": R.distance_runs,
     "evidence plugins": R.plugin_runs,
     "evidence wider": R.wider_runs,
+    "evidence tuned": R.tuned_runs,
     "lite": R.lite_runs,
 }
 
@@ -958,7 +959,9 @@ def test_a_part_that_there_is_not_is_one_line(desk, capsys):
     for words in (["evidence", "plugin"], ["cells", "evidence", "plugin"]):
         assert R.main(words) == 2
         error = capsys.readouterr().err
-        assert "first, gpu, distance, plugins, wider, not 'plugin'" in error and one_line(error)
+        assert "first, gpu, distance, plugins, wider, tuned, not 'plugin'" in error and one_line(
+            error
+        )
     assert journal() == []
 
 
