@@ -1,8 +1,9 @@
 """InfoARD: adversarial robustness distillation in one file.
 
 A robust teacher T is distilled into a small student S that resists L-infinity attacks. InfoARD adds
-two parts to any distillation framework: ASA attacks each image with a strength of its own, and MIM
-keeps the student informative about the teacher's features (and, if asked to, attention maps).
+two parts to any distillation framework: ASA (attack-strength adaptation) attacks each image with a
+strength of its own, and MIM (mutual-information maximisation) keeps the student informative about
+the teacher's features (and, if asked to, attention maps).
 
     python infoard.py                                     offline demo on rendered shapes, minutes
     python infoard.py --dataset cifar10 --device cuda     the main job: teacher, student, evaluation
@@ -25,7 +26,7 @@ alone, this file trains on the built-in data, evaluates, and resumes from the en
 [AdaAD] Huang et al., CVPR 2023   [FGSM] 1412.6572   [MI-FGSM] 1710.06081   [CW] 1608.04644
 [CPC] InfoNCE, 1807.03748   [Poole] bounds compared, 1905.06922   [RKD] 1904.05068
 [DV] Donsker and Varadhan 1983; MINE, 1801.04062     [NWJ] 0809.0853     [JSD] f-GAN, 1606.00709
-[BA] Barber and Agakov 2003; VID, 1904.05835   [AT] attention, 1612.03928
+[BA] Barber and Agakov 2003; VID, 1904.05835   [Maps] attention, 1612.03928
 """
 
 import argparse
@@ -115,7 +116,7 @@ def has_companions() -> bool:
 
 
 def optional(name: str) -> Callable:
-    """A "module:function" of companions/, or without them a function that does nothing."""
+    """A "module:function" of companions/, or without them a function that gives {}."""
     if has_companions():
         return resolve({}, f"companions.{name}", "companion")
     return lambda *args, **options: {}
@@ -322,7 +323,7 @@ class Config:
         return replace(cfg, out=out, teacher_epochs=cfg.teacher_epochs or cfg.epochs)
 
     def lr_at(self, share: float) -> float:
-        """The learning rate after a share of the training: cosine after 5% of warm-up, or drops."""
+        """The learning rate after a share of training: 5% warm-up, cosine to lr/100, or drops."""
         if self.schedule != "cosine":
             drops = [int(epoch) for epoch in self.schedule.split(",")]
             return self.lr * 0.1 ** sum(share * self.epochs >= drop for drop in drops)
@@ -353,15 +354,15 @@ def margin(z: Tensor, y: Tensor) -> Tensor:
 
 
 # ==== 3. Attacks and ASA ==========================================================================
-# To paste pgd, take from above ALL, InfoardError and require, then what stands before it here.
+# To paste pgd, take ALL, InfoardError, require and section 2 from above, then what precedes it.
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Threat:
     """How strong an attack is, by name, so that no two can be swapped: pgd(f, x, **vars(threat)).
 
-    eps, alpha: radius and step in pixel units of [0,1], a number or [B]. steps: int or [B] (long).
-    counts: with steps [B], active_counts(steps), if they are known; saves a wait for the device.
+    eps, alpha: radius and step in pixel units of [0,1], a number, [B] or [B,1,1,1]. steps: int or
+    [B] (long). counts: with steps [B], active_counts(steps.tolist()) if known; saves a wait.
     """
 
     eps: float | Tensor = 8 / 255
@@ -431,7 +432,7 @@ def starting_point(x: Tensor, eps: Tensor, init: str | Tensor, generator=None) -
 
 
 def active_counts(steps: list[int]) -> tuple[int, ...]:
-    """n_t = #{i: K_i > t}, the samples that step t of a schedule still attacks."""
+    """n_t = #{i: M_i > t}, the samples that step t of a schedule still attacks."""
     return tuple(sum(k > t for k in steps) for t in range(max(steps)))
 
 
@@ -554,10 +555,10 @@ def instance_strength(signal: Tensor, *, threat: Threat, lam=(1.0, 1.5), steps_l
     """ASA: a radius, a step size and, if asked for, a number of steps for each instance.
 
         u_i = rank(signal_i)/(B-1),   lam_i = lam_lo + (lam_hi - lam_lo) u_i,           [ours]
-        eps_i = lam_i eps,   alpha_i = lam_i alpha,   K_i = round(K_lo + (K - K_lo) u_i)
+        eps_i = lam_i eps,   alpha_i = lam_i alpha,   M_i = round(M_lo + (M - M_lo) u_i)
 
     signal [B]: larger = attacked harder; equal ones rank as they stand in the batch. threat: base
-    eps and alpha, the most steps K. steps_lo: K_lo, or 0 for no step schedule.
+    eps and alpha, the most steps M. steps_lo: M_lo, or 0 for no step schedule.
     """
     batch, (low, high) = len(signal), lam
     rank = signal.argsort(stable=True).argsort()
@@ -572,14 +573,13 @@ def instance_strength(signal: Tensor, *, threat: Threat, lam=(1.0, 1.5), steps_l
     return Threat(eps=threat.eps * scale, alpha=threat.alpha * scale, steps=steps, counts=counts)
 
 
-def teacher_margin(t: Tensor, y: Tensor, **how) -> Threat:
+def teacher_margin(t, y: Tensor, *, generator=None, **how) -> Threat:
     """ASA's rule: by the margin p_y - max_{k != y} p_k of T(x); how: as instance_strength has it.
 
-    A rule rule(t, y, *, threat, lam, steps_lo, generator, ...) -> Threat, eps and alpha of [B], may
-    have an attribute needs, what it asks for: "t"; "s", logits of S(x); "teacher", the net and x.
+    A rule: rule(t, y, *, threat, lam, steps_lo, generator, ...) -> Threat with eps, alpha [B]. Its
+    attribute needs lists what it asks for: "t" (default); "s": logits of S(x); "teacher": it and x.
     """
     require(t is not None, "this rule of radii needs logits of the teacher: t")
-    how.pop("generator", None)
     return instance_strength(margin(as_float32(t).softmax(1), y), **how)
 
 
@@ -589,7 +589,7 @@ ASA.update({name: f"companions.adaptation:{name}" for name in FURTHER_RULES.spli
 
 
 # ==== 4. Mutual information: lower bounds from a score matrix, in nats ============================
-# f_ij = scores[i,j] = f(x_i, y_j);   E_p: mean of the diagonal, pairs of the joint distribution;
+# f_ij = scores[i,j] = f(s_i, t_j);   E_p: mean of the diagonal, pairs of the joint distribution;
 # E_q: mean off the diagonal, pairs of the product of marginals. Inputs are left as they are.
 
 
@@ -666,7 +666,7 @@ class Critic(nn.Module):
 
 
 def plain_features(f, x: Tensor) -> Tensor | None:
-    """What a module gives of images x, if it is maps [B,C,h,w], h > 1, or vectors [B,C]."""
+    """What a module gives of images x, if it is maps [B,C,h,w], w > 1, or vectors [B,C]."""
     known = isinstance(f, Tensor) and (f.dim() == 2 or f.dim() == 4 and f.shape[-1] > 1)
     return f if known and len(f) == len(x) else None
 
@@ -742,7 +742,7 @@ class Taps:
 
 
 def attention_map(f: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """A = normalise( sum_c f_c^2 ) [AT] eq. 1: [B,C,H,W] -> [B,h*w]; size: (h, w) to pool to."""
+    """A = normalise(sum_c f_c^2) [Maps] eq. 1: [B,C,H,W] -> [B,h*w]; size: (h, w) to pool to."""
     if f.dtype == torch.float16:
         f = f.float()  # squares would leave its range
     energy = as_float32(f.square().sum(1, keepdim=True))  # [B, 1, H, W]
@@ -981,7 +981,7 @@ class Step:
     progress: float = 0.0
     memory: dict = field(default_factory=dict)
     terms: dict = field(default_factory=dict)
-    frozen: Callable | None = None  # around attacks, for frozen_eval: a faster one
+    frozen: Callable = frozen_eval  # around attacks; or a faster one
 
     def __post_init__(self):
         self.x_adv = self.x
@@ -1033,8 +1033,7 @@ class Step:
         self.__dict__.pop("t_adv", None)
         self.threat = self.strength()
         generator = self.generators.get("attack")
-        frozen = self.frozen or frozen_eval
-        with frozen(self.student, self.teacher):
+        with self.frozen(self.student, self.teacher):
             self.x_adv = pgd(objective, self.x, init=init, generator=generator, **vars(self.threat))
 
     def loss(self) -> Tensor:
@@ -1117,7 +1116,7 @@ def rslad(step: Step) -> Tensor:
 
 
 def adaad(step: Step) -> Tensor:
-    """AdaAD: the attack climbs through the teacher, too; radii of up to 2 eps cost nothing here."""
+    """AdaAD: the attack climbs through the teacher, too; hence radii of up to 2 eps (README)."""
     # differs: released code divides KL by K on CIFAR-10 and always passes x too (batch norm)
     step.attack(teacher_student_objective(step.student, step.teacher), init="normal")
     alpha, t_adv, s_adv = step.cfg.alpha, step.t_adv, step.s_adv
@@ -1125,17 +1124,14 @@ def adaad(step: Step) -> Tensor:
     return adaad_loss(s, s_adv, t, t_adv, alpha, step.mean_kl)
 
 
+TAUGHT = {"needs": ("teacher",), "static": True}
 FRAMEWORKS = {
     "natural": Framework(natural, infoard=False, best_by="val_clean", static=True),
     "at": Framework(at, static=True),
     "trades": Framework(trades, defaults={"beta": 6.0}, static=True),
-    "ard": Framework(
-        ard, needs=("teacher",), defaults={"alpha": 1.0, "temperature": 30.0}, static=True
-    ),
-    "rslad": Framework(rslad, needs=("teacher",), defaults={"alpha": 5 / 6}, static=True),
-    "adaad": Framework(
-        adaad, needs=("teacher",), defaults={"alpha": 1.0, "lam_hi": 2.0}, static=True
-    ),
+    "ard": Framework(ard, defaults={"alpha": 1.0, "temperature": 30.0}, **TAUGHT),
+    "rslad": Framework(rslad, defaults={"alpha": 5 / 6}, **TAUGHT),
+    "adaad": Framework(adaad, defaults={"alpha": 1.0, "lam_hi": 2.0}, **TAUGHT),
 }
 FURTHER_FRAMEWORKS = {
     "frameworks": "akd iad adaiad mtard bmtard absld adr adr_trades igdm saad",
@@ -1187,7 +1183,7 @@ class BasicBlock(nn.Module):
         self.conv2 = conv(c, c)
         self.bn2 = nn.BatchNorm2d(c)
         self.shortcut = nn.Sequential()
-        if c_in != c:
+        if stride != 1 or c_in != c:
             self.shortcut = nn.Sequential(conv(c_in, c, 1, stride), nn.BatchNorm2d(c))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -1408,14 +1404,14 @@ def augment(x: Tensor, generator: torch.Generator, pad: int = 4, flip: bool = Tr
 # ==== 9. Evaluation ===============================================================================
 
 
-def correct(net, x: Tensor, y: Tensor, attack=None, size=0, text="", source=None) -> Tensor:
+def correct(net, x: Tensor, y: Tensor, attack=None, batch=0, text="", source=None) -> Tensor:
     """Which samples net classifies right, bool [N] on the CPU, after attack(net or source, x, y).
 
     The ranks, which must all call it, share the batches out; one that is too large is halved.
     """
     device = next(net.parameters()).device
     rank, ranks = world()
-    size = size or (256 if device.type == "cpu" else 512)
+    batch = batch or (256 if device.type == "cpu" else 512)
     hits = torch.zeros(len(x), device=device)
 
     def judge(x: Tensor, y: Tensor) -> Tensor:
@@ -1432,8 +1428,8 @@ def correct(net, x: Tensor, y: Tensor, attack=None, size=0, text="", source=None
         return torch.cat([judge(*half) for half in zip(x.chunk(2), y.chunk(2), strict=True)])
 
     with frozen_eval(net, source):
-        for i in progress_bar(range(rank * size, len(x), ranks * size), text):
-            hits[i : i + size] = judge(x[i : i + size], y[i : i + size])
+        for i in progress_bar(range(rank * batch, len(x), ranks * batch), text):
+            hits[i : i + batch] = judge(x[i : i + batch], y[i : i + batch])
     return all_reduce_sum(hits).cpu() > 0
 
 
@@ -1507,7 +1503,8 @@ def still_right(
         if name not in right:
             l2 = getattr(attack, "norm", "linf") == "l2"
             same = repeatable(attack, device, seed, eps=eps_l2 if l2 else eps)
-            alive = right[["clean", *getattr(attack, "first", ())][-1]]
+            before = ["clean", *getattr(attack, "first", ())][-1]
+            alive = right[before]
             hits = alive.clone()  # who is lost stays lost
             hits[alive] = correct(model, x[alive], y[alive], same, batch_size, name, source)
             right[name] = hits
@@ -1517,9 +1514,7 @@ def still_right(
     return right
 
 
-def evaluate(
-    model: nn.Module, x: Tensor, y: Tensor, *, attacks: str = DEFAULT_ATTACKS, **options
-) -> dict:
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, attacks=DEFAULT_ATTACKS, **options) -> dict:
     """Accuracies in per cent under attacks of ATTACKS by name, with the options of still_right.
 
     pgd: PGD-20 with steps of 2/255 (sat), 0.003 (trades); cw: CW_inf, 30 steps; apgd: AutoAttack's
@@ -1639,7 +1634,7 @@ class Run:
         self.objective = Objective(learners)
         if self.ranks > 1:
             self.objective = DistributedDataParallel(self.objective)
-        self.frozen, self.learn = None, partial(learn, self)
+        self.frozen, self.learn = frozen_eval, partial(learn, self)
 
         seed = cfg.seed + 1_000_003 * self.rank  # attack starts of their own
         attack = torch.Generator(device).manual_seed(seed)
@@ -1839,7 +1834,7 @@ def trained(cfg: Config, framework: str, arch: str, teacher: str | None = None, 
     made.update(student=arch, framework=framework, epochs=cfg.teacher_epochs, **more)
     if framework in ("autoencoder", "natural") and cfg.framework != "mtard":
         made["seed"] = 99  # no student of the tables begins with it
-    of = optional("own:digest")(teacher) or teacher if teacher else ""
+    of = (optional("own:digest")(teacher) or teacher) if teacher else ""
     key = hashlib.sha256(f"{json.dumps(made)}{of}".encode()).hexdigest()[:8]
     out = Path(f"runs/teachers/{cfg.dataset}-{arch}-{framework}-{key}")
     out = optional("runs:teacher_folder")(out, cfg) or out
@@ -1887,9 +1882,8 @@ def train(cfg: Config | None = None, **given) -> dict:
         require(cfg.resume or not begun, f"{out} is an unfinished run: --resume or another --out")
         chosen_attacks(cfg.attacks)
         optional("runs:check_possible")(cfg, device)
-        data = load_dataset(
-            cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size
-        )
+        how = {"download": cfg.download, "image_size": cfg.image_size}
+        data = load_dataset(cfg.dataset, cfg.data_dir, **how)
         if cfg.extra:
             data = resolve({}, "companions.extra:attached", "companion")(cfg, data)
         optional("runs:go_on")(cfg, out, data)
@@ -1945,7 +1939,7 @@ def finish(run: Run, out: Path) -> dict:
 def number(text: str) -> float:
     """8/255 or 0.0314."""
     above, _, below = text.partition("/")
-    return float(above) / (float(below or 1) or math.nan)
+    return float(above) / (float(below or 1) or math.nan)  # 1/0 is NaN, which Config refuses
 
 
 def run_alone(argv: list[str]) -> None:

@@ -1112,6 +1112,19 @@ def test_search_prints_its_table_from_anywhere(tmp_path):
     assert done.stdout.strip() in SEARCH.with_name("README.md").read_text()
 
 
+def test_a_run_of_the_search_keeps_what_its_validation_images_say(tmp_path):
+    toy = "--subset 320 --val-size 32 --student tiny --epochs 1 --steps 1 --framework trades"
+    words = ["mine", "label=0.5", *toy.split(), "--no-infoard", "--device", "cpu"]
+    done = forked(tmp_path, str(SEARCH), *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "runs/search/mine/s0.json").read_text())
+    assert found["n"] == 32 and found["tried"] == {"label": 0.5}
+    assert 0 <= found["pgd5_cw"] <= found["pgd_sat"] <= found["clean"] <= 100
+    assert f"pgd5_cw {found['pgd5_cw']}" in done.stdout
+    again = forked(tmp_path, str(SEARCH), *words)
+    assert again.returncode == 2 and one_line(again.stderr) and "another NAME" in again.stderr
+
+
 def test_kept_students_are_evaluated_again_with_these_options_and_compared(monkeypatch):
     again = runpy.run_path(str(ROOT / "results/evidence/again.py"))
     calls = []

@@ -206,10 +206,7 @@ def search(name: str, tried_text: str, options: list[str]) -> None:
     seconds = fit(run, now)
     x = run.data.x_train[run.val]
     y = run.data.y_train[run.val]
-    classes = len(run.data.classes)
-    result = I.evaluate(
-        run.evaluated, x, y, eps=cfg.eps, attacks="clean,pgd,pgd5_cw", classes=classes
-    )
+    result = I.evaluate(run.evaluated, x, y, eps=cfg.eps, attacks="clean,pgd_sat,pgd5_cw")
     found = {key: result[key] for key in ("clean", "pgd_sat", "pgd5_cw", "n")}
     terms = {key: round(v.item() / len(run.train), 4) for key, v in run.at.sums.items()}
     about = {"seconds": round(seconds), "terms": terms, "tried": tried, "options": options}
