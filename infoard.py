@@ -1379,6 +1379,16 @@ def class_balanced(y: Tensor, n: int, part: int = 1) -> Tensor:
     return rounds[rounds >= 0][:n].sort().values
 
 
+def split_training(cfg: Config, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the training labels y to learn from, and those whose images choose `best`."""
+    pool = class_balanced(y, cfg.subset or len(y))
+    _, counts = y[pool].unique(return_counts=True)
+    even = counts.max() - counts.min() < 2 <= counts.min()
+    kept = min(cfg.val_size, len(pool) // 10)  # of each class of uneven ones a tenth, too
+    val = pool[class_balanced(y[pool], kept, 1 if even else 10)]
+    return pool[~torch.isin(pool, val)], val
+
+
 def to_float(x: Tensor, device: str | torch.device) -> Tensor:
     """uint8 (or float) images as float in [0,1] on the device, channels last."""
     x = x.to(device, memory_format=torch.channels_last, non_blocking=True)
@@ -1639,12 +1649,7 @@ class Run:
         seed = cfg.seed + 1_000_003 * self.rank  # attack starts of their own
         attack = torch.Generator(device).manual_seed(seed)
         self.generators = {"data": torch.Generator().manual_seed(cfg.seed), "attack": attack}
-        pool = class_balanced(data.y_train, cfg.subset or len(data.y_train))
-        _, counts = data.y_train[pool].unique(return_counts=True)
-        even = counts.max() - counts.min() < 2 <= counts.min()
-        kept = min(cfg.val_size, len(pool) // 10)  # of each class of uneven ones a tenth, too
-        self.val = pool[class_balanced(data.y_train[pool], kept, 1 if even else 10)]
-        self.train = pool[~torch.isin(pool, self.val)]
+        self.train, self.val = split_training(cfg, data.y_train)
         room = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0
         self.x = data.x_train.to(device) if data.x_train.nbytes < room else data.x_train
         self.at = Progress(order=self.train)

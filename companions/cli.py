@@ -17,7 +17,7 @@ import signal
 import sys
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -151,14 +151,21 @@ def about_unfinished(path: str, file: dict) -> list[str]:
 
 
 def keep_evaluation(file: Path, result: dict, path: str, made: dict) -> None:
-    """Writes eval.json, with the checkpoint, its hash and the settings; says what it replaces."""
+    """Writes an evaluation, with the checkpoint, its hash, the settings; says what it replaces."""
     with contextlib.suppress(OSError, ValueError):
         before = json.loads(file.read_text()).get("checkpoint")
         if before != path:
             print(f"warning: {file} was of {before}, and now is of {path}")
     about = {"checkpoint": path, "checkpoint_sha256": digest(path), "settings": made}
     I.save(file, {**result, **about})
-    print(f"in {file}; {options.command('tables', file.parent)} shows it")
+    shown = f"; {options.command('tables', file.parent)} shows it" if file.stem == "eval" else ""
+    print(f"in {file}{shown}")
+
+
+def with_training_images(data: I.Data, cfg: I.Config) -> I.Data:
+    """The data, with the images that a training learns from in the place of test images."""
+    rows, _ = I.split_training(cfg, data.y_train)
+    return replace(data, x_test=data.x_train[rows], y_test=data.y_train[rows])
 
 
 def run_eval(path: str, **given) -> None:
@@ -174,6 +181,10 @@ def run_eval(path: str, **given) -> None:
     data = I.load_dataset(
         cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size
     )
+    learned = own.get("training_images", False)
+    if learned:
+        I.require(not own.get("list"), "--list is of test images: leave out --training-images")
+        data = with_training_images(data, cfg)
     size = data.x_test.shape[-1]
     for line in options.about_test_images(cfg, len(data.y_test)) + options.about_size(size):
         print(line)
@@ -203,12 +214,15 @@ def run_eval(path: str, **given) -> None:
     if hasattr(net, "trained_on"):  # of our own, which knows all three
         hint = f"train it again: {LEARN_MORE}"
     result["notes"] += about_unfinished(path, file) + about_chance(result, data.y_test, hint)
+    if learned:
+        result["notes"].append("note: on training images; how robust it is, test images tell")
     I.report(row_name(path, file), result)
     intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
     print("95% intervals:", ", ".join(intervals), "(Wilson, over images)")
     print("precision:", result["precision"])
     if cfg.out:
-        keep_evaluation(Path(cfg.out, "eval.json"), result, path, made)
+        kept = "training.json" if learned else "eval.json"  # the tables read eval.json
+        keep_evaluation(Path(cfg.out, kept), result, path, made)
 
 
 run_eval.takes = (
@@ -218,6 +232,7 @@ run_eval.takes = (
 run_eval.options = {
     "exact": (False, "fp32 proper, without CUDA's TF32 in convolutions"),
     "list": ("", "file to list the test images in that are looked at"),
+    "training_images": (False, "look at images that it learned from: what test images lack of it"),
 }
 
 

@@ -413,6 +413,30 @@ def evaluated(line):
     return json.loads(Path("e/eval.json").read_text())
 
 
+def test_images_that_a_net_learned_from_are_looked_at_and_kept_apart(desk, capsys):
+    line = "eval done/last.pt --training-images --attacks clean,fgsm --eval-subset 30 --out e"
+    assert I.main(line.split()) == 0
+    shown = capsys.readouterr().out
+    assert "note: on training images" in shown and "infoard.py tables" not in shown
+    assert [path.name for path in Path("e").iterdir()] == ["training.json"]  # not one of the tables
+    found = json.loads(Path("e/training.json").read_text())
+
+    cfg = I.Config(**json.loads(Path("done/config.json").read_text())["settings"])
+    data = I.load_dataset(cfg.dataset, image_size=cfg.image_size)
+    learned, kept_apart = I.split_training(cfg, data.y_train)
+    assert not set(learned.tolist()) & set(kept_apart.tolist()) and found["about"]["of"] == len(
+        learned
+    )
+    rows = learned[I.class_balanced(data.y_train[learned], 30)]
+    net = I.load_own(I.load_tensors("done/last.pt"))
+    direct = I.evaluate(net, data.x_train[rows], data.y_train[rows], attacks="clean,fgsm")
+    assert {name: found[name] for name in ("clean", "fgsm", "n")} == {
+        name: direct[name] for name in ("clean", "fgsm", "n")
+    }
+    assert I.main([*line.split(), "--list", "images.txt"]) == 2
+    assert "--training-images" in capsys.readouterr().err and not Path("images.txt").exists()
+
+
 def test_eval_of_a_checkpoint_repeats_its_results(desk, lab):
     again = evaluated("done/last.pt --attacks clean,fgsm,pgd")
     for name in (*I.METRICS, "ci95", "per_class", "n"):
