@@ -965,8 +965,8 @@ class Step:
     the teacher on x, x_adv; t_nat of a second, natural one; s, s_adv of the student in train mode.
 
     cfg: resolved. progress: the share of training done. more: nets of the framework's own. memory:
-    kept between steps. generators: "attack" for starts, "data" for what all ranks draw alike.
-    attack() sets x_adv; terms: parts of the loss, for the log.
+    kept between steps. generators: "attack" for starts, "data" for images and "rule" for radii, in
+    all ranks alike. attack() sets x_adv; terms: parts of the loss, for the log.
     """
 
     student: nn.Module
@@ -1019,7 +1019,7 @@ class Step:
         if not self.info or not self.info.rule:
             return self.threat
         needs = getattr(self.info.rule, "needs", ("t",))
-        asked = {"steps_lo": self.cfg.steps_lo, "generator": self.generators.get("data")}
+        asked = {"steps_lo": self.cfg.steps_lo, "generator": self.generators.get("rule")}
         if "s" in needs:
             asked["s"] = predict(self.student, self.x)
         if "teacher" in needs:
@@ -1649,6 +1649,7 @@ class Run:
         seed = cfg.seed + 1_000_003 * self.rank  # attack starts of their own
         attack = torch.Generator(device).manual_seed(seed)
         self.generators = {"data": torch.Generator().manual_seed(cfg.seed), "attack": attack}
+        self.generators["rule"] = torch.Generator().manual_seed(cfg.seed + 500_009)
         self.train, self.val = split_training(cfg, data.y_train)
         room = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0
         self.x = data.x_train.to(device) if data.x_train.nbytes < room else data.x_train
@@ -1698,7 +1699,7 @@ class Run:
             part.load_state_dict(state[name])
         for name, generator in self.generators.items():
             row = self.rank if name == "attack" else 0
-            with contextlib.suppress(RuntimeError, IndexError):  # other devices or more ranks
+            with contextlib.suppress(RuntimeError, LookupError):  # other devices, more ranks
                 states = torch.atleast_2d(state["generators"][name])
                 generator.set_state(states[row].clone())  # a view crashes
         self.at = Progress(**state["at"])

@@ -214,6 +214,7 @@ def fingerprint(run: Path) -> dict:
         rows = (run / "log.jsonl").read_text().splitlines()
         tree["log.jsonl"] = [json.loads(row) for row in rows]
         tree["last.pt"] = {k: last.get(k, {}) for k in ("model", "critics", "ema", "generators")}
+        tree["last.pt"]["generators"].pop("rule", None)  # earlier versions had none
         tree["momentum"] = last["optimizer"]["state"]
         tree["best.pt"] = torch.load(run / "best.pt", weights_only=True)["model"]
     return leaves(tree, "")

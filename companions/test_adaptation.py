@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import infoard as I
-from companions import adaptation
+from companions import adaptation, bench
 from test_infoard import (
     each,
     ints,
@@ -164,6 +164,38 @@ def test_shuffled_strengths_are_the_same_ones_for_other_instances(b, seed):
     assert torch.equal(mixed.eps.sort(0).values, own.eps.sort(0).values)
     again = info.strength(-t, y, generator=rng(9))
     assert torch.equal(mixed.eps, again.eps)
+
+
+def images_of(asa, steps=3):
+    """The images, labels and radii of a few steps of a training, and the state of its radii."""
+    given = {"student": "tiny", "teacher": "given", "steps": 1, "batch_size": 8, "mim": "off"}
+    cfg = I.Config(**given, framework="ard", val_size=0, device="cpu", asa=asa).resolved()
+    torch.manual_seed(0)
+    teacher = I.build_model("tiny")
+    run = I.Run(cfg, bench.random_data(24, 32), torch.device("cpu"), {"teacher": teacher})
+    batches, radii = [], []
+
+    def learn(x, y, share):
+        step = I.Step(run.student, teacher, x, y, cfg, run.info, generators=run.generators)
+        step.threat = I.Threat()
+        batches.append(x)
+        radii.append(step.strength().eps.flatten().sort().values)
+        return {}
+
+    run.learn = learn
+    for i in range(steps):
+        I.train_step(run, run.train[8 * i : 8 * i + 8], i / steps)
+    return torch.cat(batches), torch.cat(radii), run
+
+
+@each("asa, control", [("teacher", "shuffled"), ("distance", "distance_shuffled")])
+def test_a_control_that_draws_trains_on_the_images_of_what_it_controls(asa, control):
+    x, radii, _ = images_of(asa)
+    same, dealt, run = images_of(control)
+    assert torch.equal(x, same) and torch.equal(radii, dealt)
+    state = run.state()["generators"]
+    fresh = I.Run(run.cfg, run.data, run.device, run.nets)
+    assert not torch.equal(state["rule"], fresh.generators["rule"].get_state())
 
 
 def test_student_and_gap_rank_what_they_are_named_after():
