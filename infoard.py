@@ -816,8 +816,8 @@ class InfoARD(nn.Module):
         self.lam, self.tau = lam, tau
         self.terms = {}
         self.bound = resolve(BOUNDS, mim, "bound of information") if isinstance(mim, str) else mim
-        optional("own:check_parts")(self, asa, mim)
-        x = torch.zeros(2, *image_shape, device=next(student.parameters()).device)
+        optional("own:check_parts")(self, asa, mim, dim, (w_feat, w_att, w_rel))
+        x = next(student.parameters()).new_zeros(2, *image_shape)
         named = [pair.strip().partition("=") for pair in taps.split(",") if pair]
         self.student_taps = Taps(student, x, [name for name, _, _ in named])
         self.teacher_taps = Taps(teacher, x, [other or name for name, _, other in named])
@@ -834,7 +834,7 @@ class InfoARD(nn.Module):
         for name_s, name_t in self.pairs if "feat" in self.weights else []:
             widths = shapes_s[name_s][0], shapes_t[name_t][0]
             make = getattr(self.bound, "critic", Critic)
-            self.critics.append(make(*widths, dim, tau).to(x.device))
+            self.critics.append(make(*widths, dim, tau).to(as_float32(x)))
         for p in self.parameters() if world()[1] > 1 else []:
             dist.broadcast(p.data, 0)  # the ranks' critics begin as one, and have equal gradients
         if not self.weights:  # what nobody reads costs nothing
@@ -855,16 +855,16 @@ class InfoARD(nn.Module):
     def strength(self, t, y: Tensor, threat: Threat | None = None, **asked) -> Threat:
         """ASA: threat with eps, alpha [B,1,1,1] (and steps [B]), from the teacher's logits t [B,K].
 
-        threat: that of all, default Threat(). asked: what the rule asks for: steps_lo, generator,
-        s, distance, teacher and x.
+        threat: that of all. asked: by the rule: steps_lo, generator, s, distance, teacher and x.
         """
         threat = threat or Threat()
         told = f"eps must lie in [0, 1], got {threat.eps}: write 8/255 or 0.0314"
         require(isinstance(threat.eps, Tensor) or 0 <= threat.eps <= 1, told)
         if self.rule is None:
             return threat
-        asked = {"steps_lo": 0, "generator": None, "threat": threat, "lam": self.lam, **asked}
-        found = self.rule(t, y, **asked)
+        flat = {k: v.flatten() for k, v in vars(threat).items() if isinstance(v, Tensor)}
+        asked = {"steps_lo": 0, "generator": None, "lam": self.lam, **asked}
+        found = self.rule(t, y, threat=replace(threat, **flat), **asked)
         as_images = (-1, 1, 1, 1)  # so that x + eps is meant
         return replace(found, eps=found.eps.view(as_images), alpha=found.alpha.view(as_images))
 

@@ -250,7 +250,9 @@ def names_of(cells: list[str], made: dict[str, dict[str, dict]]) -> dict[str, st
 def reads_teacher(settings: dict) -> bool:
     """Whether a plain run with these settings learns from a teacher, as far as is known."""
     framework = settings.get("framework")
-    return framework not in I.FRAMEWORKS or "teacher" in I.get_framework(framework).needs
+    if framework not in I.FRAMEWORKS or settings.get("plus"):
+        return True
+    return "teacher" in I.get_framework(framework).needs
 
 
 def unread_by(to: str, settings: dict) -> list[str]:

@@ -192,7 +192,7 @@ def saad_weights(t_adv: Tensor) -> tuple[Tensor, Tensor]:
 
     The least and the largest are those of all ranks.
     """
-    entropy = torch.special.entr(t_adv.softmax(1)).sum(1)
+    entropy = torch.special.entr(I.as_float32(t_adv).softmax(1)).sum(1)
     unsure = 5 * (entropy - I.gathered(entropy).min())
     largest = I.gathered(unsure).max()
     return unsure, 1 - unsure / largest.clamp(min=1e-8)

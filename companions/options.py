@@ -197,9 +197,8 @@ def remarks(cfg: I.Config) -> list[str]:
 
 # ==== 3. Few images ===============================================================================
 
-FEW_STEPS = (
-    100  # a net of 100,000 weights needs as many to leave chance (three classes, 180 images)
-)
+# A net of 100,000 weights needs as many to leave chance (three classes, 180 images).
+FEW_STEPS = 100
 
 
 def about_test_images(cfg: I.Config, test: int) -> list[str]:

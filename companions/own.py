@@ -17,6 +17,7 @@ import difflib
 import hashlib
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass, replace
@@ -313,8 +314,21 @@ def is_own(given) -> bool:
     return ":" in given if isinstance(given, str) else given is not None
 
 
-def check_parts(info: I.InfoARD, asa, mim) -> None:
-    """Checks a rule of radii and a bound of anyone's own, the rule in each of its calls."""
+def check_numbers(info: I.InfoARD, dim: int, weights: tuple) -> None:
+    """One line for numbers of InfoARD that make no sense; Config has these limits, too."""
+    lam = info.lam
+    pair = isinstance(lam, tuple | list) and len(lam) == 2 and all(0 <= f < math.inf for f in lam)
+    told = f"lam={lam}: write two factors of eps, the weakest and the strongest, as in (1, 1.5)"
+    I.require(pair, told)
+    I.require(0 < info.tau < math.inf, f"tau={info.tau}: the temperature must be positive")
+    I.require(dim >= 1, f"dim={dim}: critics need a dimension of 1 or more")
+    usable = all(0 <= w < math.inf for w in weights)
+    I.require(usable, f"w_feat, w_att, w_rel = {weights}: weights are finite and not negative")
+
+
+def check_parts(info: I.InfoARD, asa, mim, dim: int, weights: tuple) -> None:
+    """Checks the numbers, a rule of radii and a bound of anyone's own, the rule in each call."""
+    check_numbers(info, dim, weights)
     if is_own(asa):
         info.rule = checked_rule(asa, info.rule)
     if is_own(mim):

@@ -60,8 +60,9 @@ def weights_of(cfg: I.Config) -> dict[str, float]:
     usual = usual_weights(cfg.framework, cfg.dataset)
     found = {}
     for entry in cfg.plus.split(","):
-        name, _, number = entry.strip().partition(":")
+        name, colon, number = entry.strip().partition(":")
         I.lookup(NAMES, name, "term of --plus")
+        I.require(number or not colon, f"--plus {entry}: write a number, as in igdm:5")
         held = ("saad", "igdm") if cfg.framework == "saad" else (cfg.framework,)
         twice = name in found or name.partition("_")[0] in held
         I.require(not twice, f"--plus {name}: {cfg.framework} has it already, or it stands twice")
@@ -78,6 +79,15 @@ def weights_of(cfg: I.Config) -> dict[str, float]:
     still = cfg.framework in UNATTACKED and "igdm" in found
     I.require(not still, f"--plus igdm compares x' with x, and {cfg.framework} makes no x'")
     return found
+
+
+def about_weights(cfg: I.Config) -> list[str]:
+    """A line that says the weights of the terms, and whose they are."""
+    if not cfg.plus:
+        return []
+    told = ", ".join(f"{name} {weight:g}" for name, weight in weights_of(cfg).items())
+    dataset = cfg.dataset if cfg.dataset in IGDM_ALPHA else "cifar10"
+    return [f"--plus weighs by {told}; where no number is given, by the papers' for {dataset}"]
 
 
 def weighted(mean_kl: Callable, of_samples: Callable) -> Callable:
@@ -97,6 +107,8 @@ def loss(step: I.Step, base: Callable) -> Tensor:
 
     def unsure() -> Tensor:
         asked.append(True)
+        told = f"--plus saad weighs by T(x'), and {step.cfg.framework} asks step.mean_kl before"
+        I.require(step.x_adv is not step.x, f"{told} step.attack(), or makes none")
         return saad_weights(step.t_adv)[0]
 
     if {"saad", "saad_c"} & found.keys():

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import infoard as I
-from companions import averaging, extra, options, own
+from companions import averaging, extra, options, own, plus
 
 try:
     import fcntl
@@ -606,13 +606,28 @@ def learned_from(run: I.Run) -> int:
     return n - rest
 
 
+def check_radii(cfg: I.Config) -> None:
+    """One line for limits of InfoARD's radii that no image or no rule can have."""
+    if not cfg.infoard or cfg.asa == "off":
+        return
+    most = max(cfg.lam_lo, cfg.lam_hi)
+    told = f"--lam-lo and --lam-hi are factors of --eps, {cfg.eps:.3g}: {most:g} of it is more than"
+    limited = most * cfg.eps <= 1 or cfg.asa.startswith("distance")
+    I.require(limited, f"{told} 1, all that a pixel has")
+    if cfg.asa.startswith("distance"):
+        told = f"--asa {cfg.asa} clips the teacher's distance to --lam-lo {cfg.lam_lo:g} and"
+        I.require(cfg.lam_lo <= cfg.lam_hi, f"{told} --lam-hi {cfg.lam_hi:g}: the first is larger")
+        I.require(not cfg.steps_lo, f"--asa {cfg.asa} takes no --steps-lo: leave it at 0")
+
+
 def check_possible(cfg: I.Config, device: torch.device) -> None:
     """One line for what would fail only after hours, and one for each option of no effect."""
     if I.world()[0] == 0:
-        for line in new_lines(cfg, options.remarks):
+        for line in new_lines(cfg, options.remarks) + new_lines(cfg, plus.about_weights):
             print(line)
     averaging.check(cfg)
     extra.check(cfg)
+    check_radii(cfg)
     if ":" in cfg.asa:
         own.checked_rule(cfg.asa, I.resolve(I.ASA, cfg.asa, "rule of radii"))
     if ":" in cfg.mim:
@@ -668,6 +683,7 @@ def provenance(cfg: I.Config, device: torch.device, data: I.Data) -> dict:
         "source_sha256": own.digest(I.__file__),
         "teacher_sha256": own.digest(cfg.teacher or ""),
         "teacher_nat_sha256": own.digest(cfg.teacher_nat or ""),
+        "plus": plus.weights_of(cfg) if cfg.plus else {},
         "data": described(data),
     }
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import infoard as I
-from companions import adaptation, bench
+from companions import adaptation, bench, runs
 from test_infoard import (
     each,
     ints,
@@ -250,6 +250,26 @@ def test_a_rule_and_a_bound_of_ones_own_come_in_by_name(tmp_path, monkeypatch):
 def test_a_misspelt_rule_or_bound_is_refused_before_anything_is_trained(option):
     with pytest.raises(I.InfoardError, match=f"unknown --{option} 'distanse'"):
         I.Config(**{option: "distanse"}).resolved()
+
+
+@each(
+    "options, why",
+    [
+        ({"lam_hi": 200.0}, "200 of it is more than 1"),
+        ({"asa": "distance", "lam_lo": 2.0, "lam_hi": 1.0}, "the first is larger"),
+        ({"asa": "distance_mean", "lam_hi": 2.0, "steps_lo": 1}, "takes no --steps-lo"),
+    ],
+)
+def test_limits_that_no_radius_can_have_are_told_before_anything_is_trained(options, why):
+    cfg = I.Config(**options).resolved()
+    with pytest.raises(I.InfoardError, match=why) as error:
+        runs.check_possible(cfg, torch.device("cpu"))
+    assert "\n" not in str(error.value)
+
+
+@each("options", [{"lam_lo": 2.0, "lam_hi": 1.0}, {"asa": "distance", "lam_hi": 1000.0}])
+def test_the_limits_of_the_evidence_are_possible(options):
+    runs.check_possible(I.Config(**options).resolved(), torch.device("cpu"))
 
 
 def test_a_radius_for_each_image_is_the_base_of_its_distance():

@@ -17,7 +17,19 @@ from torch import nn
 
 import infoard as I
 from companions.runs import teacher_folder
-from test_infoard import ROOT, begun, each, error_of, make_info, near, one_line, pair, run
+from test_infoard import (
+    ROOT,
+    begun,
+    each,
+    error_of,
+    make_info,
+    near,
+    one_line,
+    pair,
+    rand,
+    run,
+    tiny_net,
+)
 
 MINE = """
 import torch
@@ -406,6 +418,49 @@ def test_a_rule_may_be_an_object_and_its_radii_have_no_graph():
     assert not threat.eps.requires_grad and threat.alpha.dtype == torch.float32
     with pytest.raises(I.InfoardError, match="rule of radii functools.partial.*missing"):
         strength_of(functools.partial(lambda t, y, others: None))
+
+
+def test_radii_for_each_image_may_stand_as_images_do():
+    for asa in ("teacher", "uniform"):
+        flat = strength_of(asa, threat=I.Threat(eps=torch.full((6,), 0.03), alpha=0.01))
+        wide = strength_of(asa, threat=I.Threat(eps=torch.full((6, 1, 1, 1), 0.03), alpha=0.01))
+        assert flat.eps.shape == wide.eps.shape == (6, 1, 1, 1)
+        assert torch.equal(flat.eps, wide.eps) and torch.equal(flat.alpha, wide.alpha)
+
+
+@each(
+    "numbers, told",
+    [
+        ({"lam": (1,)}, "two factors of eps"),
+        ({"lam": 1.5}, "two factors of eps"),
+        ({"lam": (-1, 1)}, "two factors of eps"),
+        ({"lam": (1, math.nan)}, "two factors of eps"),
+        ({"tau": 0}, "must be positive"),
+        ({"dim": 0}, "dimension of 1 or more"),
+        ({"w_feat": -1}, "finite and not negative"),
+        ({"w_rel": math.inf}, "finite and not negative"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_one_line(numbers, told):
+    with pytest.raises(I.InfoardError, match=told) as error:
+        I.InfoARD(tiny_net(), tiny_net(1), image_shape=(3, 8, 8), **numbers)
+    assert "\n" not in str(error.value)
+
+
+def test_nets_of_other_precision_are_compared_in_their_own():
+    single, double = [], []
+    for nets, dtype in ((single, torch.float32), (double, torch.float64)):
+        torch.manual_seed(0)
+        student, teacher = tiny_net().to(dtype), tiny_net(1).to(dtype)
+        info = I.InfoARD(student, teacher, image_shape=(3, 8, 8))
+        x = rand(6, 3, 8, 8).to(dtype)
+        student(x), teacher(x)
+        assert {p.dtype for p in info.parameters()} == {dtype}
+        nets.append(info.loss(x, x))
+    near(single[0].double(), double[0], 1e-6)  # float32
+    half = tiny_net().bfloat16()
+    info = I.InfoARD(half, tiny_net(1).bfloat16(), image_shape=(3, 8, 8))
+    assert {p.dtype for p in info.parameters()} == {torch.float32}
 
 
 def test_no_rule_at_all_is_the_threat_as_it_is():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import infoard as I
-from companions import frameworks, plus
+from companions import bench, frameworks, plus, runs
 from test_infoard import batch_kl, each, labels, make_step, near, rand, tiny_net
 
 X, Y = rand(6, 3, 8, 8).float(), labels(6)
@@ -160,6 +160,7 @@ def test_saad_c_has_its_papers_weight(dataset, beta):  # 2512.10275, table 16
         ("adr", "saad_c", "adr has none"),
         ("rslad", "saad:3", "has no weight"),
         ("rslad", "igdm:x", "write a number"),
+        ("rslad", "igdm:", "write a number"),
         ("rslad", "igdm:-1", "finite number, not negative"),
         ("rslad", "saad_c:inf", "finite number, not negative"),
         ("natural", "igdm", "natural makes no x'"),
@@ -173,8 +174,24 @@ def test_what_cannot_be_added_is_one_line(framework, terms, why):
     assert "\n" not in str(error.value)
 
 
+def test_weights_are_told_and_kept():
+    cfg = I.Config(framework="rslad", dataset="cifar100", plus="igdm,saad_c:0.3").resolved()
+    (line,) = plus.about_weights(cfg)
+    assert "igdm 3, saad_c 0.3" in line and "papers' for cifar100" in line
+    data = bench.random_data(4, 8)
+    kept = runs.provenance(cfg, torch.device("cpu"), data)["plus"]
+    assert kept == {"igdm": 3.0, "saad_c": 0.3}
+    assert plus.about_weights(I.Config().resolved()) == []
+
+
 def unattacked(step):
     return step.mean_kl(step.t, step.s)
+
+
+def too_early(step):
+    clean = step.mean_kl(step.t, step.s)
+    step.attack(I.kl_objective(step.student, step.t))
+    return clean + step.mean_kl(step.t, step.s_adv)
 
 
 def own_divergence(step):
@@ -184,7 +201,12 @@ def own_divergence(step):
 
 @each(
     "loss, terms, why",
-    [(unattacked, "igdm", "no step.attack"), (own_divergence, "saad", "step.mean_kl for none")],
+    [
+        (unattacked, "igdm", "no step.attack"),
+        (unattacked, "saad", "before step.attack"),
+        (too_early, "saad_c", "before step.attack"),
+        (own_divergence, "saad", "step.mean_kl for none"),
+    ],
 )
 def test_a_term_that_would_change_nothing_is_refused(loss, terms, why, monkeypatch):
     monkeypatch.setitem(I.FRAMEWORKS, "mine", I.Framework(loss))

@@ -660,6 +660,19 @@ def test_a_partner_with_another_teacher_is_told(tmp_path, capsys):
     assert f"warning: mim, x {told}\n" in (tmp_path / "compare.md").read_text()
 
 
+@each("plus, warnings", [("igdm", 1), ("", 0)])
+def test_a_teacher_is_read_by_a_term_of_plus_too(plus, warnings, tmp_path):
+    write_results(tmp_path, {"plain/s0": 20.0, "x/s0": 21.0})
+    for name, digit in (("plain", "a"), ("x", "b")):
+        given = {"framework": "at", "plus": plus, "teacher": "t.pt", "infoard": name == "x"}
+        settings = asdict(I.Config(**given).resolved())
+        config = {"settings": settings, "teacher_sha256": 64 * digit}
+        I.save(tmp_path / name / "s0/config.json", config)
+    found = cells.finished(tmp_path)
+    told = tables.other_teachers(cells.read(found), cells.read_settings(found))
+    assert len(told) == warnings
+
+
 def test_pairs_of_the_evidence_that_have_other_teacher_files_are_told():
     """Those that a later machine paired with the runs of an earlier one: results/evidence."""
     told = {}
