@@ -389,6 +389,19 @@ def costs(rows: dict[str, dict]) -> str:
     return markdown(lines)
 
 
+def about_scatter(rows: dict[str, dict]) -> list[str]:
+    """A line if rounds differ by so much that medians of a few of them say little."""
+    widest = {}
+    for name, row in rows.items():
+        seconds = row["seconds"]
+        widest[name] = (max(seconds) - min(seconds)) / statistics.median(seconds)
+    name = max(widest, key=widest.get)
+    if widest[name] < 0.3:
+        return []
+    told = f"warning: of {name} the slowest round took {widest[name]:.0%} of the median more than"
+    return [f"{told} the fastest: is the machine busy? ratios of less are no differences"]
+
+
 # ==== 6. Commands =================================================================================
 
 
@@ -440,6 +453,8 @@ def time_kinds(
     about["peak"] = {str(dtype): f"{best / 1e12:.2f} TFLOP/s" for dtype, best in peaks.items()}
     I.save(Path(start.out, "bench.json"), {"about": about, "rows": rows})
     print("", *(f"{name}: {value}" for name, value in about.items()), "", costs(rows), sep="\n")
+    for line in about_scatter(rows):
+        print(line)
     print(f"\nin {start.out}: bench.json")
 
 

@@ -444,6 +444,14 @@ def test_a_table_has_the_columns_that_all_rows_have():
     assert cells[2:] == [["one", "12", "8.2", "50%"], ["two", "1", "80.0", "25%"]]
 
 
+def test_rounds_that_scatter_are_told():
+    quiet = {"plain": {"seconds": [1.0, 1.1, 1.2]}, "infoard": {"seconds": [2.0, 2.0, 2.5]}}
+    assert bench.about_scatter(quiet) == []
+    busy = quiet | {"igdm": {"seconds": [1.0, 2.0, 3.0]}}
+    (line,) = bench.about_scatter(busy)
+    assert line.startswith("warning: of igdm the slowest round took 100% of the median more")
+
+
 @each("folder, table", shown("costs "))
 def test_costs_on_the_pages_are_generated_from_results(folder, table):
     content = json.loads((ROOT / folder / "bench.json").read_text())
