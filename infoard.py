@@ -1513,8 +1513,7 @@ def still_right(
         if name not in right:
             l2 = getattr(attack, "norm", "linf") == "l2"
             same = repeatable(attack, device, seed, eps=eps_l2 if l2 else eps)
-            before = ["clean", *getattr(attack, "first", ())][-1]
-            alive = right[before]
+            alive = right[["clean", *getattr(attack, "first", ())][-1]]
             hits = alive.clone()  # who is lost stays lost
             hits[alive] = correct(model, x[alive], y[alive], same, batch_size, name, source)
             right[name] = hits

@@ -189,7 +189,7 @@ def make_step(framework, student, teacher, x, y, info=None, *, progress=0.5, mem
     in_step = {f.name for f in dataclasses.fields(I.Step)}
     options = {"framework": framework, "steps": 2}
     parts = {"progress": progress, "memory": {} if memory is None else memory}
-    parts["generators"] = {"attack": rng(5), "data": rng(6)}
+    parts["generators"] = {"attack": rng(5), "data": rng(6), "rule": rng(7)}
     for name, value in more.items():
         if name in in_step:
             parts[name] = value
@@ -3956,13 +3956,13 @@ def test_files_are_as_the_formatter_makes_them(rules):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.xfail(strict=True, reason="1,998 lines: what else belongs to a companion is open")
+@pytest.mark.xfail(strict=True, reason="1,997 lines: what else belongs to a companion is open")
 def test_infoard_holds_at_most_1700_lines():
     assert len(Path(I.__file__).read_text().splitlines()) <= 1_700
 
 
 def test_infoard_does_not_grow():
-    assert len(Path(I.__file__).read_text().splitlines()) <= 1_998
+    assert len(Path(I.__file__).read_text().splitlines()) <= 1_997
 
 
 def test_no_line_moves_things_to_cuda_by_name():
