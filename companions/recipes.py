@@ -638,7 +638,7 @@ TUNED = [  # AdaAD at the rate that is best for it when plain
     ("adaad/uniform", "--asa uniform --epochs 3"),
     ("adaad/longer", "--no-infoard --epochs 4"),
 ]
-TUNED_LR = 0.4
+TUNED_LR = 1.6
 
 
 def tuned_runs(extra: Sequence[str] = ()) -> list[Run]:

@@ -229,7 +229,7 @@ def setting(row: dict) -> tuple[str, str, int]:
 
 def is_plain(row: dict) -> bool:
     """Whether others are held against this run."""
-    return re.fullmatch(r"plain|lr0.\d|\w+-lr0.\d", row["name"]) is not None
+    return re.fullmatch(r"plain|(\w+-)?lr\d\.\d", row["name"]) is not None
 
 
 def cells(row: dict, base: dict) -> list[str]:
