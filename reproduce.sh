@@ -54,5 +54,5 @@ case "${1:-}" in
     evidence) cells "${@:1:2}" > /dev/null; setup; exec $PY -m companions.recipes "$@" ;;
     lite) setup; exec $PY -m companions.recipes "$@" ;;
     gpu) setup; exec $PY infoard.py "$@" ;;
-    *) sed -n '2,21s/^# //p' "$0"; exit 2 ;;
+    *) sed -n '2,/^set/s/^# //p' "$0"; exit 2 ;;
 esac

@@ -38,7 +38,8 @@ def demo_table(results: dict[str, dict]) -> list[list[str]]:
 def run_demo(**given) -> None:
     """Trains a teacher and three students on the built-in images, offline, and prints what plain
     distillation and InfoARD give: minutes on two cores."""
-    out = given.pop("out", "runs/demo")
+    usual = f"runs/demo-s{given['seed']}" if given.get("seed") else "runs/demo"
+    out = given.pop("out", usual)
     results = {}
     for folder, (name, settings) in STUDENTS.items():
         made = {**SAME, **settings, **given, "out": str(Path(out, folder))}

@@ -193,7 +193,8 @@ random weights. `InfoARD` compares the input of the last linear layer and up to 
 the deepest with the deepest; `taps="layer4=norm,layer3=blocks.5"` (`--taps`) names others, the
 student's = the teacher's. Maps are given as channels x height x width, also where a net has them
 channels last (Swin) or as tokens (ViT, without those of the class and registers). Nothing inside of
-a block is taken, no attention and no x with other values.
+a block is taken; attention maps and outputs of the shape of the image are left out. `-`: there is
+no last linear layer, and maps alone are compared.
 
 | from | net | pixels | maps, shallow to deep | penultimate |
 |---|---|---|---|---|

@@ -18,6 +18,7 @@ import os
 import re
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -206,7 +207,8 @@ def compare(path: Path, weights: dict, x: Tensor, expected: Tensor, dataset: str
         net = checkpoints.load(str(path), None, None, x.shape[-1], "none", dataset)
         logits = net.eval()(x)
     except I.InfoardError as error:
-        return str(error).split(" whose keys do not tell ")[-1][:110]
+        told = str(error).split(" whose keys do not tell ")[-1]
+        return textwrap.shorten(told, 160, placeholder=" ...")
     finally:
         path.unlink()
     spread = (expected - expected.mean(0)).abs().max()
