@@ -341,7 +341,7 @@ OTHER_TEXTS = {  # of --help, where a setting means something else than in train
         "epochs": "passes over the training images; default: 8",
         "steps": "attack steps in training; default: 5",
         "eval_subset": "how many test images; 0: all; default: 0",
-        "out": "folder; default: runs/demo",
+        "out": "folder; default: runs/demo, of another seed runs/demo-s1",
     },
     "attention": {
         "dataset": f"one of DATASETS, or your own as module:function{OF_RUN}",

@@ -26,7 +26,7 @@ def test_the_students_differ_in_nothing_but_their_defence(trained):
     settings = [I.Config(**given).resolved() for given in trained]
     assert [cfg.framework for cfg in settings] == ["natural", "adaad", "adaad"]
     assert [cfg.infoard for cfg in settings] == [False, False, True]
-    assert [cfg.out for cfg in settings] == [f"runs/demo/{name}" for name in demo.STUDENTS]
+    assert [cfg.out for cfg in settings] == [f"runs/demo-s3/{name}" for name in demo.STUDENTS]
     same = "dataset subset student epochs steps eps batch_size lr seed eval_subset attacks".split()
     for name in same:
         assert len({getattr(cfg, name) for cfg in settings}) == 1
