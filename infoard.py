@@ -965,8 +965,8 @@ class Step:
     the teacher on x, x_adv; t_nat of a second, natural one; s, s_adv of the student in train mode.
 
     cfg: resolved. progress: the share of training done. more: nets of the framework's own. memory:
-    kept between steps. generators: "attack" for starts, "data" for images and "rule" for radii, in
-    all ranks alike. attack() sets x_adv; terms: parts of the loss, for the log.
+    tensors kept between steps. generators: "attack" for starts; alike in all ranks "data" for
+    images, "rule" for radii. attack() sets x_adv; terms: parts of the loss, for the log.
     """
 
     student: nn.Module

@@ -270,6 +270,8 @@ class Bench:
             nets["teacher_nat"] = nets["teacher"]
         with mock.patch.object(I, "trained", refuse_training):
             self.run = I.Run(kind.cfg, data, device, nets)
+        if kind.unfrozen:
+            self.run.frozen = eval_mode_alone  # a run keeps what it was made with
         self.run.student.to(memory_format=memory)
 
     def make_step(self) -> None:

@@ -17,6 +17,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import re
 import types
@@ -62,17 +63,20 @@ def download(address: str) -> str:
 def fetch(address: str, path: Path) -> None:
     """Writes the content of an address to a file, whole or not at all, with a bar."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with urllib.request.urlopen(address, timeout=60) as answer, open(part, "wb") as f:
-        length = int(answer.headers.get("Content-Length") or 0)
-        chunks = iter(lambda: answer.read(1 << 20), b"")
-        with I.progress_bar(None, path.name) as bar:
-            bar.total = math.ceil(length / (1 << 20)) or None  # in MiB
-            for chunk in chunks:
-                f.write(chunk)
-                bar.update()
-        I.require(not length or f.tell() == length, "the connection broke: try again")
-    part.replace(path)
+    part = path.with_name(f"{path.name}.part{os.getpid()}")  # of two processes each has its own
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer, open(part, "wb") as f:
+            length = int(answer.headers.get("Content-Length") or 0)
+            chunks = iter(lambda: answer.read(1 << 20), b"")
+            with I.progress_bar(None, path.name) as bar:
+                bar.total = math.ceil(length / (1 << 20)) or None  # in MiB
+                for chunk in chunks:
+                    f.write(chunk)
+                    bar.update()
+            I.require(not length or f.tell() == length, "the connection broke: try again")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def no_default(*args) -> collections.OrderedDict:
@@ -849,9 +853,9 @@ def how_to_load(path: str, file: dict, net: nn.Module) -> str:
 
 def run_export(path: str) -> None:
     """Write plain weights, and safetensors and ONNX where installed; without critics."""
-    net = I.load_teacher(path).to(memory_format=torch.contiguous_format)
     file = read(path) if Path(path).exists() else {}
-    size = file.get("size", 32)
+    size = file["size"] if file.get("format") == "infoard-1" else 32
+    net = I.load_teacher(path, size=size).to(memory_format=torch.contiguous_format)
     stem = Path(path).with_suffix("")
     I.save(Path(f"{stem}.weights.pt"), net.state_dict())
     print(f"{stem}.weights.pt: {sum(p.numel() for p in net.parameters()):,} parameters")

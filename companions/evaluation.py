@@ -346,6 +346,9 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
         if "aa" in attacks:
             attacks = I.resolve({}, "companions.autoattack:with_l2", "attacks")(attacks)
         how = {name: options.get(name) for name in ("eps", "eps_l2", "seed", "batch_size")}
+        # What weights and printed layers do not tell, and the arithmetic.
+        how.update(norm=cfg.teacher_norm, arch=cfg.teacher_arch, device=cfg.device)
+        how.update(tf32=torch.backends.cudnn.allow_tf32)
         key = fingerprint(net, options.get("source"), x, y, sorted(how.items()))
         folder = Path(cfg.out) if cfg.out else Path("runs/evaluations")
         given["kept"] = Kept(folder / f"unfinished-{key}.pt", list(attacks))

@@ -9,6 +9,7 @@ and without --no-fast.
 """
 
 import contextlib
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -226,6 +227,12 @@ class Recording:
         return means
 
     def record(self, x: Tensor, y: Tensor) -> None:
+        """Records a step, on the run's own device; no older graph may be freed meanwhile."""
+        gc.collect()
+        with torch.cuda.device(self.run.device):
+            self.record_here(x, y)
+
+    def record_here(self, x: Tensor, y: Tensor) -> None:
         """Records a step; one that cannot be recorded is made as before, and a line says why."""
         run, groups = self.run, self.run.optimizer.param_groups
         self.x, self.y = x.clone(), y.clone()
@@ -255,7 +262,7 @@ def is_static(name: str | None, net: nn.Module | None) -> bool:
     """Whether a net's pass is always the same operations. One of anyone's own (module:factory) may
     draw numbers in Python, which a graph would repeat: it must say static = True.
     """
-    own = ":" in (name or "") and not name.startswith("robustbench:")
+    own = ":" in (name or "") and not name.startswith(("robustbench:", "timm:"))
     return not own or Path(name).exists() or getattr(net, "static", False)
 
 

@@ -363,7 +363,8 @@ def page(out: Path) -> str:
     rows = read(out, "look").get("rows", {})
     if rows:
         named = {f"{name}, n = {row['n']}": row for name, row in rows.items()}
-        lines += ["", table_of(named, [n for n in SHOWN if n in row], "per cent right")]
+        shown = [n for n in SHOWN if any(n in row for row in rows.values())]
+        lines += ["", table_of(named, shown, "per cent right")]
         widest = max((high - low) / 2 for low, high in (row["ci95"] for row in rows.values()))
         lines.append(f"\n95% intervals of the last column: ±{widest:.1f} points at most.")
     elif missing:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 import infoard as I
 from companions import averaging, extra, options, own, plus
@@ -636,6 +637,8 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
     told = f"--batch-size must be a multiple of {ranks}, the ranks"
     I.require(cfg.batch_size % ranks == 0, told)
     I.require(not cfg.sync_bn or device.type == "cuda", "--sync-bn needs CUDA")
+    if cfg.sync_bn and ranks == 1:
+        print("warning: --sync-bn has no effect in one process")
     if cfg.figures:
         importlib.import_module("matplotlib")
     if cfg.schedule != "cosine":
@@ -658,6 +661,8 @@ def introduce(run: I.Run) -> None:
     if run.at.step == 0 and not is_shared(Path(cfg.out)):
         for line in options.about_choice(cfg, len(run.train), len(run.val)):
             print(line)
+    if any(isinstance(net, _DropoutNd) and net.p for net in run.student.modules()):
+        print("note: the student has dropout, whose numbers neither --seed nor --resume repeats")
     images = I.test_images(run.data, 2, run.device)
     for entry in cfg.attacks.split(","):
         if ":" in entry:
@@ -679,7 +684,7 @@ def provenance(cfg: I.Config, device: torch.device, data: I.Data) -> dict:
         "machine": sys.platform,
         "ranks": I.world()[1],
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "source_sha256": own.digest(I.__file__),
         "teacher_sha256": own.digest(cfg.teacher or ""),
         "teacher_nat_sha256": own.digest(cfg.teacher_nat or ""),

@@ -831,7 +831,7 @@ def test_a_connection_that_breaks_leaves_no_file(here, monkeypatch):
     with pytest.raises(I.InfoardError, match="connection broke") as error:
         I.load_teacher("https://somewhere.org/t.pt")
     assert one_line(error.value)
-    assert not list(here.rglob("t.pt"))
+    assert not list(here.rglob("t.pt*"))
 
 
 def test_an_address_that_is_not_there_is_one_line(here, monkeypatch):
@@ -1103,6 +1103,15 @@ def test_kept_teachers_are_robust_nets(name):
 # ==== 8. Export ===================================================================================
 
 
+ONE_SIZE = """
+from torch import nn
+
+
+def net(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, num_classes))
+"""
+
+
 @pytest.fixture
 def exported(here, monkeypatch):
     """The net that a checkpoint of our own evaluates; its files are written beside it."""
@@ -1135,6 +1144,19 @@ def test_export_holds_the_evaluated_weights_and_no_critics(exported, monkeypatch
     assert torch.equal(names["net"](X), exported(X))
     assert checkpoints.how_to_load("a.pt", {}, exported) == "infoard.load_teacher('a.pt')"
     assert sorted(path.name for path in Path().iterdir()) == ["last.pt", "last.weights.pt"]
+
+
+def test_export_makes_a_net_for_the_pixels_that_it_knows(here, monkeypatch, capsys):
+    hide(monkeypatch, "safetensors", "onnx")
+    Path("own.py").write_text(ONE_SIZE)
+    sys.path_importer_cache.clear()
+    torch.manual_seed(0)
+    net = I.build_model("own.py:net", 10, 16)
+    file = {"format": "infoard-1", "config": {"student": "own.py:net"}, "size": 16}
+    torch.save(file | {"classes": ["a"] * 10, "model": net.state_dict()}, "last.pt")
+    assert I.main(["export", "last.pt"]) == 0, capsys.readouterr().err
+    weights = torch.load("last.weights.pt", weights_only=True)
+    assert all(torch.equal(weights[key], value) for key, value in net.state_dict().items())
 
 
 def test_plain_weights_load_as_anyones(exported, monkeypatch):

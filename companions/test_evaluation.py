@@ -652,6 +652,17 @@ def test_a_stopped_evaluation_goes_on_where_it_was(desk, lab, monkeypatch, capsy
     assert called[:3] == ["fgsm", "bim", "cw"]  # another evaluation begins at its beginning
 
     called.clear()
+    switch["on"] = True
+    assert I.main([*line, "--teacher-norm", "cifar10"]) == 130  # the same weights, another net
+    assert called == ["fgsm", "bim"] and len(list(Path("e").glob("unfinished-*"))) == 2
+    capsys.readouterr()
+
+    called.clear()
+    switch["on"] = False
+    assert I.main([*line, "--teacher-norm", "cifar10"]) == 0
+    assert called[0] == "bim" and len(list(Path("e").glob("unfinished-*"))) == 1
+
+    called.clear()
     assert I.main(line) == 0
     assert "fgsm" not in called and called[0] == "bim"
     assert "going on after fgsm (kept in e/" in capsys.readouterr().out  # not after one's own

@@ -309,6 +309,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", at_once)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Replay)
     monkeypatch.setattr(torch.cuda, "graph", at_once)
+    monkeypatch.setattr(torch.cuda, "device", at_once)
 
 
 def recorded_run(framework="rslad"):

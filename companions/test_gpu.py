@@ -178,6 +178,19 @@ def test_the_page_has_all_of_it(dry):
     assert f"| {look['clean']:.2f} | {look['pgd_sat']:.2f}" in text
 
 
+def test_the_page_shows_what_students_were_looked_at_with(tmp_path):
+    trained = {"teacher": {"error": "", "epoch": 1, "images_per_s": 9.0, "clean": 50.0}}
+    trials.Job("teacher", tmp_path, "cuda", "").note(rows=trained)
+    seen = {"clean": 50.0, "pgd_sat": 30.0, "cw": 28.0, "apgd": 27.0, "worst": 26.0, "n": 1000}
+    trials.Job("look", tmp_path, "cuda", "").note(rows={"a": seen | {"ci95": [24, 28]}})
+    lines = gpu.page(tmp_path).splitlines()
+    head = next(i for i, line in enumerate(lines) if "worst" in line)
+    named = [text.strip() for text in lines[head].split("|")[2:-1]]
+    shown = [text.strip() for text in lines[head + 2].split("|")[2:-1]]
+    assert named == ["clean", "pgd_sat", "cw", "apgd", "worst"]
+    assert shown == ["50.00", "30.00", "28.00", "27.00", "26.00"]
+
+
 def test_a_page_of_nothing_says_so(tmp_path):
     text = gpu.page(tmp_path)
     assert "0 of 0 runs" in text and "Not measured." in text

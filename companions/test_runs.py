@@ -11,6 +11,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import infoard as I
-from companions import cli, evaluation, figures, own, runs
+from companions import bench, cli, evaluation, figures, own, runs
 from companions.options import remarks
 from companions.runs import same_settings
 from test_infoard import (
@@ -753,6 +754,15 @@ def test_an_earlier_split_is_kept_when_a_run_goes_on():
     state = {"size": 8, "config": {}, "at": {"order": order}}
     runs.of_earlier_versions(made, state, Path("last.pt"))
     assert torch.equal(made.train, train) and torch.equal(made.val, aside)
+
+
+@each("share, told", [(0.1, True), (0.0, False)])
+def test_dropout_is_told(share, told, capsys):
+    net = torch.nn.Sequential(torch.nn.Dropout2d(share))
+    made = {"student": net, "device": torch.device("cpu"), "info": None}
+    made.update(cfg=I.Config(attacks="clean").resolved(), at=I.Progress(step=1))
+    runs.introduce(SimpleNamespace(**made, data=bench.random_data(20, 8)))
+    assert ("the student has dropout" in capsys.readouterr().out) == told
 
 
 def test_no_flip_learns_from_images_as_they_lie():
