@@ -668,7 +668,8 @@ def test_every_command_of_the_pages_is_understood(command):
     elif words[0] == "results/evidence/search.py":
         assert words[1] == "table" or cli.parse("train", words[3:])
     elif words[0] == "results/evidence/again.py":
-        assert (ROOT / words[0]).exists() and cli.parse("eval", ["kept.pt", *words[1:]])
+        options = words[2:] if words[1] in ("tuned", "plugins") else words[1:]
+        assert (ROOT / words[0]).exists() and cli.parse("eval", ["kept.pt", *options])
     elif words[0].endswith("contrast.py"):
         folders = [ROOT / words[1] / name for name in words[2:]]
         assert (ROOT / words[0]).exists() and all(folder.is_dir() for folder in folders)

@@ -1129,22 +1129,26 @@ def test_a_run_of_the_search_keeps_what_its_validation_images_say(tmp_path):
     assert again.returncode == 2 and one_line(again.stderr) and "another NAME" in again.stderr
 
 
-def test_kept_students_are_evaluated_again_with_these_options_and_compared(monkeypatch):
+@each("words, protocol, first", [([], "tuned", 40), (["plugins"], "plugins", 20)])
+def test_kept_students_are_evaluated_again_with_these_options_and_compared(
+    words, protocol, first, monkeypatch
+):
     again = runpy.run_path(str(ROOT / "results/evidence/again.py"))
     calls = []
     monkeypatch.setattr(I, "main", lambda words: calls.append(words) or 0)
-    assert again["main"](["--dataset", "cifar10", "--eval-subset", "9"]) == 0
+    assert again["main"]([*words, "--dataset", "cifar10", "--eval-subset", "9"]) == 0
     *evals, compared = calls
-    assert compared == ["compare", "runs/again"] and len(evals) == 12
+    folder = f"runs/again/{protocol}"
+    assert compared == ["compare", folder] and len(evals) == 12
     places = set()
-    for verb, file, *words in evals:
-        given = cli.parse("eval", [file, *words])
+    for verb, file, *options in evals:
+        given = cli.parse("eval", [file, *options])
         assert verb == "eval" and given["dataset"] == "cifar10" and given["eval_subset"] == 9
         assert given["attacks"] == "clean,fgsm,pgd_sat,cw" and given["image_size"] == 16
         places.add(given["out"])
         weights = I.load_tensors(file)
         assert sum(w.numel() for name, w in weights.items() if "weight" in name) > 90_000
-    seeds = range(20, 26)
-    assert places == {f"runs/again/adaad/{c}/s{s}" for c in ("plain", "infoard") for s in seeds}
+    seeds = range(first, first + 6)
+    assert places == {f"{folder}/adaad/{c}/s{s}" for c in ("plain", "infoard") for s in seeds}
     monkeypatch.setattr(I, "main", lambda words: 2)
     assert again["main"]([]) == 2  # what eval has said once is not said twelve times
