@@ -577,7 +577,7 @@ def teacher_margin(t, y: Tensor, *, generator=None, **how) -> Threat:
     """ASA's rule: by the margin p_y - max_{k != y} p_k of T(x); how: as instance_strength has it.
 
     A rule: rule(t, y, *, threat, lam, steps_lo, generator, ...) -> Threat with eps, alpha [B]. Its
-    attribute needs lists what it asks for: "t" (default); "s": logits of S(x); "teacher": it and x.
+    attribute needs lists what it asks for: "t" (default); "s": logits of S(x); "teacher": net, x.
     """
     require(t is not None, "this rule of radii needs logits of the teacher: t")
     return instance_strength(margin(as_float32(t).softmax(1), y), **how)
@@ -855,7 +855,7 @@ class InfoARD(nn.Module):
     def strength(self, t, y: Tensor, threat: Threat | None = None, **asked) -> Threat:
         """ASA: threat with eps, alpha [B,1,1,1] (and steps [B]), from the teacher's logits t [B,K].
 
-        threat: that of all. asked: by the rule: steps_lo, generator, s, distance, teacher and x.
+        threat: that of all, default Threat(). asked: what the rule takes (steps_lo, s, x, ...).
         """
         threat = threat or Threat()
         told = f"eps must lie in [0, 1], got {threat.eps}: write 8/255 or 0.0314"

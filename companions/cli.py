@@ -162,9 +162,19 @@ def keep_evaluation(file: Path, result: dict, path: str, made: dict) -> None:
     print(f"in {file}{shown}")
 
 
-def with_training_images(data: I.Data, cfg: I.Config) -> I.Data:
-    """The data, with the images that a training learns from in the place of test images."""
+def with_training_images(data: I.Data, cfg: I.Config, file: dict) -> I.Data:
+    """The data, with the images that a training learns from in the place of test images.
+
+    A last.pt of this program (file) says which these were; else they are split as ever.
+    """
+    asked = cfg.dataset
+    learned_from = file.get("config", {}).get("dataset", asked)
+    I.require(asked == learned_from, f"--training-images: it learned from {learned_from}")
     rows, _ = I.split_training(cfg, data.y_train)
+    order = file.get("at", {}).get("order")
+    if order is not None:
+        rows = order.sort().values
+    I.require(rows.max() < len(data.y_train), "--training-images: it learned from other images")
     return replace(data, x_test=data.x_train[rows], y_test=data.y_train[rows])
 
 
@@ -184,7 +194,7 @@ def run_eval(path: str, **given) -> None:
     learned = own.get("training_images", False)
     if learned:
         I.require(not own.get("list"), "--list is of test images: leave out --training-images")
-        data = with_training_images(data, cfg)
+        data = with_training_images(data, cfg, file)
     size = data.x_test.shape[-1]
     for line in options.about_test_images(cfg, len(data.y_test)) + options.about_size(size):
         print(line)
@@ -216,6 +226,8 @@ def run_eval(path: str, **given) -> None:
     result["notes"] += about_unfinished(path, file) + about_chance(result, data.y_test, hint)
     if learned:
         result["notes"].append("note: on training images; how robust it is, test images tell")
+        rule = "of those that training learns from, balanced over classes"
+        result["about"]["images"] = {"rule": rule}
     I.report(row_name(path, file), result)
     intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
     print("95% intervals:", ", ".join(intervals), "(Wilson, over images)")

@@ -253,8 +253,8 @@ def radii_of(found: I.Threat, part: str, y: Tensor, told: str) -> Tensor:
     I.require(number, f"{told} {part} of type {type(value).__name__}, no number or tensor")
     value = torch.as_tensor(value, device=y.device).detach()
     value = value if value.is_floating_point() else value.float()
-    if value.dim() == 0:
-        value = value.expand(len(y))
+    if value.numel() == 1:  # for all images
+        value = value.reshape(()).expand(len(y))
     why = f"{part} {list(value.shape)} for {len(y)} images, not [{len(y)}]"
     I.require(value.numel() == len(y), f"{told} {why}")
     low, high = value.min().item(), value.max().item()
@@ -315,9 +315,9 @@ def is_own(given) -> bool:
 
 
 def check_numbers(info: I.InfoARD, dim: int, weights: tuple) -> None:
-    """One line for numbers of InfoARD that make no sense; Config has these limits, too."""
+    """One line for numbers of InfoARD that make no sense."""
     lam = info.lam
-    pair = isinstance(lam, tuple | list) and len(lam) == 2 and all(0 <= f < math.inf for f in lam)
+    pair = isinstance(lam, tuple | list) and len(lam) == 2 and all(f >= 0 for f in lam)
     told = f"lam={lam}: write two factors of eps, the weakest and the strongest, as in (1, 1.5)"
     I.require(pair, told)
     I.require(0 < info.tau < math.inf, f"tau={info.tau}: the temperature must be positive")

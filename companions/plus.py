@@ -85,9 +85,12 @@ def about_weights(cfg: I.Config) -> list[str]:
     """A line that says the weights of the terms, and whose they are."""
     if not cfg.plus:
         return []
-    told = ", ".join(f"{name} {weight:g}" for name, weight in weights_of(cfg).items())
+    weights = {name: weight for name, weight in weights_of(cfg).items() if name != "saad"}
+    if not weights:
+        return []
+    told = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
     dataset = cfg.dataset if cfg.dataset in IGDM_ALPHA else "cifar10"
-    return [f"--plus weighs by {told}; where no number is given, by the papers' for {dataset}"]
+    return [f"weights of --plus: {told} (without a number of yours the papers', for {dataset})"]
 
 
 def weighted(mean_kl: Callable, of_samples: Callable) -> Callable:

@@ -609,13 +609,13 @@ def learned_from(run: I.Run) -> int:
 
 def check_radii(cfg: I.Config) -> None:
     """One line for limits of InfoARD's radii that no image or no rule can have."""
-    if not cfg.infoard or cfg.asa == "off":
+    if not cfg.infoard or cfg.asa == "off" or ":" in cfg.asa:  # each call of one's own is checked
         return
-    most = max(cfg.lam_lo, cfg.lam_hi)
-    told = f"--lam-lo and --lam-hi are factors of --eps, {cfg.eps:.3g}: {most:g} of it is more than"
-    limited = most * cfg.eps <= 1 or cfg.asa.startswith("distance")
-    I.require(limited, f"{told} 1, all that a pixel has")
-    if cfg.asa.startswith("distance"):
+    by_distance = cfg.asa.startswith("distance")  # it clips: its upper limit may be any
+    most = cfg.lam_lo if by_distance else max(cfg.lam_lo, cfg.lam_hi)
+    told = f"--lam-lo and --lam-hi are factors of --eps, {cfg.eps:.3g}: {most:g} times that is more"
+    I.require(most * cfg.eps <= 1, f"{told} than 1, all that a pixel has")
+    if by_distance:
         told = f"--asa {cfg.asa} clips the teacher's distance to --lam-lo {cfg.lam_lo:g} and"
         I.require(cfg.lam_lo <= cfg.lam_hi, f"{told} --lam-hi {cfg.lam_hi:g}: the first is larger")
         I.require(not cfg.steps_lo, f"--asa {cfg.asa} takes no --steps-lo: leave it at 0")

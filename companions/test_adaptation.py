@@ -9,6 +9,7 @@ from torch import nn
 import infoard as I
 from companions import adaptation, bench, runs
 from test_infoard import (
+    ROOT,
     each,
     ints,
     labels,
@@ -198,6 +199,19 @@ def test_a_control_that_draws_trains_on_the_images_of_what_it_controls(asa, cont
     assert not torch.equal(state["rule"], fresh.generators["rule"].get_state())
 
 
+def test_a_checkpoint_of_before_rules_had_a_generator_goes_on(tmp_path):
+    _, _, run = images_of("shuffled")
+    state = run.state()
+    del state["generators"]["rule"]
+    I.save(tmp_path / "last.pt", state)
+    fresh = I.Run(run.cfg, run.data, run.device, run.nets)
+    begun = fresh.generators["rule"].get_state()
+    fresh.load(tmp_path / "last.pt")
+    for name in ("data", "attack"):
+        assert torch.equal(fresh.generators[name].get_state(), run.generators[name].get_state())
+    assert torch.equal(fresh.generators["rule"].get_state(), begun)
+
+
 def test_student_and_gap_rank_what_they_are_named_after():
     t, s, y = rand(9, 4), rand(9, 4, seed=1), labels(9)
     how = {"threat": I.Threat(), "lam": (1.0, 1.5)}
@@ -255,7 +269,8 @@ def test_a_misspelt_rule_or_bound_is_refused_before_anything_is_trained(option):
 @each(
     "options, why",
     [
-        ({"lam_hi": 200.0}, "200 of it is more than 1"),
+        ({"lam_hi": 200.0}, "200 times that is more than 1"),
+        ({"asa": "distance", "lam_lo": 100.0, "lam_hi": 100.0}, "100 times that is more than 1"),
         ({"asa": "distance", "lam_lo": 2.0, "lam_hi": 1.0}, "the first is larger"),
         ({"asa": "distance_mean", "lam_hi": 2.0, "steps_lo": 1}, "takes no --steps-lo"),
     ],
@@ -267,7 +282,17 @@ def test_limits_that_no_radius_can_have_are_told_before_anything_is_trained(opti
     assert "\n" not in str(error.value)
 
 
-@each("options", [{"lam_lo": 2.0, "lam_hi": 1.0}, {"asa": "distance", "lam_hi": 1000.0}])
+SOFTMAX = str(ROOT / "results/evidence/distance/softmax.py:softmax")
+
+
+@each(
+    "options",
+    [
+        {"lam_lo": 2.0, "lam_hi": 1.0},
+        {"asa": "distance", "lam_hi": 1000.0},
+        {"asa": SOFTMAX, "lam_hi": 1000.0, "steps_lo": 1},
+    ],
+)
 def test_the_limits_of_the_evidence_are_possible(options):
     runs.check_possible(I.Config(**options).resolved(), torch.device("cpu"))
 

@@ -424,9 +424,9 @@ def test_images_that_a_net_learned_from_are_looked_at_and_kept_apart(desk, capsy
     cfg = I.Config(**json.loads(Path("done/config.json").read_text())["settings"])
     data = I.load_dataset(cfg.dataset, image_size=cfg.image_size)
     learned, kept_apart = I.split_training(cfg, data.y_train)
-    assert not set(learned.tolist()) & set(kept_apart.tolist()) and found["about"]["of"] == len(
-        learned
-    )
+    assert not set(learned.tolist()) & set(kept_apart.tolist())
+    assert found["about"]["of"] == len(learned)
+    assert "list_sha256" not in found["about"]["images"]
     rows = learned[I.class_balanced(data.y_train[learned], 30)]
     net = I.load_own(I.load_tensors("done/last.pt"))
     direct = I.evaluate(net, data.x_train[rows], data.y_train[rows], attacks="clean,fgsm")
@@ -434,7 +434,11 @@ def test_images_that_a_net_learned_from_are_looked_at_and_kept_apart(desk, capsy
         name: direct[name] for name in ("clean", "fgsm", "n")
     }
     assert I.main([*line.split(), "--list", "images.txt"]) == 2
-    assert "--training-images" in capsys.readouterr().err and not Path("images.txt").exists()
+    assert "--training-images" in capsys.readouterr().err
+    assert not Path("images.txt").exists()
+    other = "eval done/last.pt --training-images --dataset folder --data-dir images"
+    assert I.main(other.split()) == 2
+    assert "images" in capsys.readouterr().err
 
 
 def test_eval_of_a_checkpoint_repeats_its_results(desk, lab):

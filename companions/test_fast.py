@@ -309,7 +309,9 @@ def pretended(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", at_once)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Replay)
     monkeypatch.setattr(torch.cuda, "graph", at_once)
-    monkeypatch.setattr(torch.cuda, "device", at_once)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or at_once())
+    return asked
 
 
 def recorded_run(framework="rslad"):
@@ -347,7 +349,7 @@ def test_the_optimiser_is_left_as_it_was_found(pretended):
     run.learn.steps = run.learn.eager_steps
     x, y = I.draw(run, torch.arange(8))
     run.learn(x, y, 0.0)
-    assert run.learn.graph is not None
+    assert run.learn.graph is not None and pretended == [run.device]
     after = [
         {k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups
     ]
@@ -373,7 +375,8 @@ def test_a_step_that_cannot_be_recorded_is_made_as_usual_and_said(pretended, mon
 
 def test_nets_of_anyones_own_are_recorded_only_if_they_say_that_they_are_static():
     net = I.build_model("tiny")
-    for name in (None, "resnet18", "runs/teacher/best.pt", "robustbench:Chen2021LTD_WRN34_10"):
+    kept = [None, "resnet18", "runs/teacher/best.pt", "timm:resnet18"]
+    for name in (*kept, "robustbench:Chen2021LTD_WRN34_10"):
         assert fast.is_static(name, net)
     assert not fast.is_static("mine:net", net)
     net.static = True

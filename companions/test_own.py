@@ -426,6 +426,9 @@ def test_radii_for_each_image_may_stand_as_images_do():
         wide = strength_of(asa, threat=I.Threat(eps=torch.full((6, 1, 1, 1), 0.03), alpha=0.01))
         assert flat.eps.shape == wide.eps.shape == (6, 1, 1, 1)
         assert torch.equal(flat.eps, wide.eps) and torch.equal(flat.alpha, wide.alpha)
+    one = I.Threat(eps=torch.tensor(0.03), alpha=0.01)  # and one for all
+    given_back = strength_of(lambda t, y, *, threat, **others: threat, threat=one)
+    near(given_back.eps, torch.full((6, 1, 1, 1), 0.03), 1e-7)
 
 
 @each(

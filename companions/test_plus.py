@@ -177,7 +177,8 @@ def test_what_cannot_be_added_is_one_line(framework, terms, why):
 def test_weights_are_told_and_kept():
     cfg = I.Config(framework="rslad", dataset="cifar100", plus="igdm,saad_c:0.3").resolved()
     (line,) = plus.about_weights(cfg)
-    assert "igdm 3, saad_c 0.3" in line and "papers' for cifar100" in line
+    assert "igdm 3, saad_c 0.3" in line and "papers', for cifar100" in line
+    assert plus.about_weights(I.Config(plus="saad").resolved()) == []
     data = bench.random_data(4, 8)
     kept = runs.provenance(cfg, torch.device("cpu"), data)["plus"]
     assert kept == {"igdm": 3.0, "saad_c": 0.3}

@@ -928,7 +928,8 @@ def test_a_dry_run_says_how_many_prints_the_cells_and_begins_none(name, desk, ca
     ]
     assert R.main([*name.split(), "--dry-run", *extra]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first == f"{name}: {len(runs)} runs" and len(runs) > 10
+    assert first == f"{name}: {len(runs)} runs"
+    assert len(runs) > 10
     assert [shlex.split(line) for line in lines[-len(runs) :]] == [run.words for run in runs]
     known = "hours on one H100" if name == "evidence gpu" else "was not measured"
     assert known in lines[0] and journal() == []  # nothing is kept at this desk
