@@ -675,7 +675,7 @@ def test_every_command_of_the_pages_is_understood(command):
         options = words[2:] if words[1] in ("tuned", "plugins") else words[1:]
         assert (ROOT / words[0]).exists() and cli.parse("eval", ["kept.pt", *options])
     elif words[0].endswith("contrast.py"):
-        folders = [ROOT / words[1] / name for name in words[2:]]
+        folders = [ROOT / folder / name for folder in words[1].split(",") for name in words[2:]]
         assert (ROOT / words[0]).exists() and all(folder.is_dir() for folder in folders)
     else:
         assert command == "python -m pip install -r requirements.txt"

@@ -1,6 +1,7 @@
 """One cell less another, paired by seed, with 95% intervals over seeds (Student's t), in points.
 
     python results/evidence/contrast.py FOLDER CELL OTHER
+    python results/evidence/contrast.py FOLDER,FOLDER CELL OTHER    the seeds of both
 
 Of each column that decides: accuracies of the last epoch, and APGD's where it was looked at.
 """
@@ -22,16 +23,22 @@ def last(run: Path) -> dict:
     return found
 
 
-def main(folder: str, cell: str, other: str) -> None:
+def pairs(folder: str, cell: str, other: str) -> list[tuple[dict, dict]]:
+    """The accuracies of both cells, for each seed that both have."""
+    found = []
+    for file in sorted(Path(folder, cell).glob("*/results.json")):
+        partner = Path(folder, other, file.parent.name)
+        if (partner / "results.json").exists():
+            found.append((last(file.parent), last(partner)))
+    return found
+
+
+def main(folders: str, cell: str, other: str) -> None:
     """Prints the contrast of each column that decides."""
-    seeds = sorted(file.parent.name for file in Path(folder, cell).glob("*/results.json"))
-    seeds = [seed for seed in seeds if Path(folder, other, seed, "results.json").exists()]
+    found = [pair for folder in folders.split(",") for pair in pairs(folder, cell, other)]
     for name in ("clean", "pgd_sat", "cw", "worst", "apgd"):
-        gaps = []
-        for seed in seeds:
-            one, two = last(Path(folder, cell, seed)), last(Path(folder, other, seed))
-            if one.get(name) is not None and two.get(name) is not None:
-                gaps.append(one[name] - two[name])
+        both = [pair for pair in found if all(one.get(name) is not None for one in pair)]
+        gaps = [one[name] - two[name] for one, two in both]
         if len(gaps) < 2:
             continue
         half = t.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5
