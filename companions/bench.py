@@ -208,7 +208,8 @@ def kinds_of_step(cfg: I.Config) -> dict[str, Kind]:
     }
     if I.get_framework(cfg.framework).infoard:
         kinds["infoard"] = Kind(info)
-        kinds["schedule"] = Kind(replace(info, steps_lo=cfg.steps_lo or 1))
+        if not cfg.asa.startswith("distance"):  # these rules know no schedule
+            kinds["schedule"] = Kind(replace(info, steps_lo=cfg.steps_lo or 1))
     for term in filter(None, cfg.plus.split(",")):
         kinds[term] = Kind(replace(plain, plus=term))
     if cfg.ema:

@@ -286,6 +286,11 @@ def test_what_cannot_be_lifted_is_timed_without():
     assert list(kinds) == ["ordinary", "plain"]
 
 
+def test_radii_by_distance_are_timed_without_a_schedule():
+    kinds = bench.kinds_of_step(I.Config(asa="distance", mim="off").resolved())
+    assert list(kinds) == ["ordinary", "plain", "infoard"]
+
+
 def test_a_schedule_begins_with_one_step_unless_told_otherwise():
     kinds = bench.kinds_of_step(I.Config().resolved())
     assert having(kinds, "steps_lo", 1) == ["schedule"]
@@ -460,7 +465,7 @@ def test_costs_on_the_pages_are_generated_from_results(folder, table):
 
 def test_pages_show_what_every_command_measures():
     folders = {Path(folder).name for folder, _ in shown("costs ")}
-    assert folders == {"rslad", "all", "effects", "growth"}
+    assert folders == {"rslad", "all", "effects", "growth", "plus", "plus_adaad", "distance"}
 
 
 # ==== 6. Commands =================================================================================
