@@ -632,7 +632,10 @@ def check_infoard(words):
     if words and not words[0].startswith("-"):
         verb, *words = words
     if words != ["--help"] and "mine:" not in " ".join(words):  # that file is the reader's
-        check_settings(cli.parse(verb, words))
+        given = cli.parse(verb, words)
+        if hasattr(cli.get_verb(verb), "options"):
+            given.pop("own", None)  # what the verb alone has
+        check_settings(given)
 
 
 def check_recipes(words):
