@@ -8,6 +8,7 @@
     python -m companions.recipes evidence distance [options]  radii by the teacher's own distance
     python -m companions.recipes evidence plugins [options]   InfoARD beside IGDM, SAAD, averages
     python -m companions.recipes evidence wider [options]     a student seven times larger
+    python -m companions.recipes evidence wider32 [options]   that student at 32x32 pixels, RSLAD
     python -m companions.recipes evidence tuned [options]     AdaAD at its own rate, and longer
     python -m companions.recipes lite [options]               accuracy against time
 
@@ -632,6 +633,22 @@ def wider_runs(extra: Sequence[str] = ()) -> list[Run]:
     return expand(folder, WIDER, seeds=[30, 31, 32, 33], common=common, extra=extra)
 
 
+WIDER32 = [  # RSLAD at full size; each run gives the averaged weights and those of the last epoch
+    ("rslad/plain", "--no-infoard"),
+    ("rslad/infoard", ""),
+    ("rslad/uniform", "--asa uniform"),
+]
+
+
+def wider32_runs(extra: Sequence[str] = ()) -> list[Run]:
+    """The protocol of results/evidence/wider32: three epochs at 32x32, a teacher of that size."""
+    common = f"{SHORT} --image-size 32 --student wrn_16_2 --epochs 3 --val-size 0 --ema 0.995"
+    common += " --eval-subset 2000 --attacks clean,fgsm,pgd_sat,cw"
+    common += " --teacher results/evidence/teachers/strong32.pt"
+    folder = f"{EVIDENCE}/wider32"
+    return expand(folder, WIDER32, seeds=[50, 51, 52, 53], common=common, extra=extra)
+
+
 TUNED = [  # AdaAD at the rate that is best for it when plain
     ("adaad/plain", "--no-infoard --epochs 3"),
     ("adaad/infoard", "--epochs 3"),
@@ -997,8 +1014,10 @@ PARTS = {  # of evidence, and their runs
     "distance": distance_runs,
     "plugins": plugin_runs,
     "wider": wider_runs,
+    "wider32": wider32_runs,
     "tuned": tuned_runs,
 }
+PROTOCOLS = ("distance", "plugins", "wider", "wider32", "tuned")  # with a page of their own
 
 
 def say_cost(experiment: str, runs: list[Run]) -> None:
@@ -1013,7 +1032,7 @@ def say_cost(experiment: str, runs: list[Run]) -> None:
         print_cost(cost(runs, GPU_EVIDENCE))
         return
     part = experiment.partition(" ")[2]
-    if part in ("distance", "plugins", "wider", "tuned"):
+    if part in PROTOCOLS:
         folder = f"{EVIDENCE}/{part}"
     costs = kept_cost(runs, folder, workers=2)
     if not any(costs.values()):
@@ -1187,14 +1206,8 @@ def main(argv: list[str]) -> int:
             run_first(runner, words[1:])
         elif verb == "evidence" and words[:1] == ["gpu"]:
             run_gpu_evidence(runner, words[1:])
-        elif verb == "evidence" and words[:1] == ["distance"]:
-            run_protocol(runner, "distance", distance_runs(words[1:]))
-        elif verb == "evidence" and words[:1] == ["plugins"]:
-            run_protocol(runner, "plugins", plugin_runs(words[1:]))
-        elif verb == "evidence" and words[:1] == ["wider"]:
-            run_protocol(runner, "wider", wider_runs(words[1:]))
-        elif verb == "evidence" and words[:1] == ["tuned"]:
-            run_protocol(runner, "tuned", tuned_runs(words[1:]))
+        elif verb == "evidence" and words and words[0] in PROTOCOLS:
+            run_protocol(runner, words[0], PARTS[words[0]](words[1:]))
         elif verb == "evidence":
             run_evidence(runner, words)
         elif verb == "lite":

@@ -913,6 +913,7 @@ EXPERIMENTS = {
     "evidence distance": R.distance_runs,
     "evidence plugins": R.plugin_runs,
     "evidence wider": R.wider_runs,
+    "evidence wider32": R.wider32_runs,
     "evidence tuned": R.tuned_runs,
     "lite": R.lite_runs,
 }
@@ -960,9 +961,8 @@ def test_a_part_that_there_is_not_is_one_line(desk, capsys):
     for words in (["evidence", "plugin"], ["cells", "evidence", "plugin"]):
         assert R.main(words) == 2
         error = capsys.readouterr().err
-        assert "first, gpu, distance, plugins, wider, tuned, not 'plugin'" in error and one_line(
-            error
-        )
+        parts = "first, gpu, distance, plugins, wider, wider32, tuned"
+        assert f"{parts}, not 'plugin'" in error and one_line(error)
     assert journal() == []
 
 
