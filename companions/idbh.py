@@ -25,7 +25,8 @@ BLENDS = (  # f x + (1-f) function(x, 0) with f of so much to 1.9
     (vision.adjust_contrast, 0.5),
     (vision.adjust_sharpness, 0.1),
 )
-KINDS = 8  # of changes: BLENDS, autocontrast, equalize, shear, rotation
+KINDS = 8  # of changes: the four blends, then these, of which a rotation is what is left
+AUTOCONTRAST, EQUALIZE, SHEAR = 4, 5, 6
 
 
 def none(x: Tensor, generator: torch.Generator, pad: int = 4, flip: bool = True) -> Tensor:
@@ -83,13 +84,13 @@ def changed(x: Tensor, kind: int, u: Tensor) -> Tensor:
         function, low = BLENDS[kind]
         f = between(u[0], low, 1.9).view(-1, 1, 1, 1)
         return (f * x + (1 - f) * function(x, 0.0)).clamp(0, 1)
-    if kind == 4:
+    if kind == AUTOCONTRAST:
         return vision.autocontrast(x)
-    if kind == 5:
+    if kind == EQUALIZE:
         return vision.equalize(x)
     side = 2 * up_to(u[1], 1) - 1
     one, zero = torch.ones_like(u[0]), torch.zeros_like(u[0])
-    if kind == 6:
+    if kind == SHEAR:
         slope = side * between(u[0], 0.05, 0.15).tan()
         across = u[2] < 0.5
         return warped(x, [one, slope * across, zero, slope * ~across, one, zero])
