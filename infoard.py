@@ -229,13 +229,14 @@ class Config:
     teacher_arch: str = opt(None, "a teacher to train, or the one that a file must hold")
     teacher_norm: str = opt("none", "normalisation: a name such as cifar10, or m,m,m/s,s,s")
     teacher_nat: str = opt(None, "an undefended net, for mtard or to transfer from")
+    teacher_nat_norm: str = opt("none", "that of --teacher-nat, as --teacher-norm is of --teacher")
     teacher_framework: str = opt(None, "that of a missing teacher", "trades at natural autoencoder")
     teacher_epochs: int = opt(None, "epochs for a missing teacher; default: --epochs", low=1)
     framework: str = opt("rslad", "one of FRAMEWORKS, or your own as module:function")
     alpha: float = opt(None, "weight alpha of a framework: ard, rslad, adaad, igdm, ...", low=0)
     beta: float = opt(None, "weight beta of trades or saad, exponent of iad", low=0)
     temperature: float = opt(None, "temperature of ard or iad", low=1e-6)
-    kl_reduction: str = opt("batchmean", "mean: KL over K, as RSLAD's code", "batchmean mean")
+    kl_reduction: str = opt("batchmean", "mean: KL/K, RSLAD's on CIFAR-10", "batchmean mean")
     own: dict = field(default_factory=dict)  # settings that only this framework has
     plus: str = opt("", "terms of other methods to add: igdm, saad or saad_c, igdm:5 its weight")
     infoard: bool = opt(True, "add InfoARD to the base framework")
@@ -325,7 +326,7 @@ class Config:
     def lr_at(self, share: float) -> float:
         """The learning rate after a share of training: 5% warm-up, cosine to lr/100, or drops."""
         if self.schedule != "cosine":
-            drops = [int(epoch) for epoch in self.schedule.split(",")]
+            drops = [int(epoch) - 1e-9 for epoch in self.schedule.split(",")]  # 220/300 rounds down
             return self.lr * 0.1 ** sum(share * self.epochs >= drop for drop in drops)
         if share < 0.05:
             return self.lr * max(0.01, share / 0.05)
@@ -558,7 +559,7 @@ def instance_strength(signal: Tensor, *, threat: Threat, lam=(1.0, 1.5), steps_l
         eps_i = lam_i eps,   alpha_i = lam_i alpha,   M_i = round(M_lo + (M - M_lo) u_i)
 
     signal [B]: larger = attacked harder; equal ones rank as they stand in the batch. threat: base
-    eps and alpha, the most steps M. steps_lo: M_lo, or 0 for no step schedule.
+    eps and alpha, the most steps M. steps_lo: M_lo of 1 to M, or 0 for no step schedule.
     """
     batch, (low, high) = len(signal), lam
     rank = signal.argsort(stable=True).argsort()
@@ -716,13 +717,12 @@ class Taps:
 
     def keep_pass(self, x: Tensor) -> None:
         maps, self.maps = self.maps, {}
-        kept = []  # no earlier pass on the same images, and none of an attack
-        for seen, features, graph in self.passes:
-            if seen() is x and graph and not torch.is_grad_enabled():
-                return  # a look at what was learned from is no other pass
-            if seen() is not None and seen() is not x and not seen().requires_grad:
-                kept.append((seen, features, graph))
-        self.passes = [*kept[-3:], (weakref.ref(x), maps, torch.is_grad_enabled())]
+        graph = torch.is_grad_enabled()
+        if not graph and any(seen() is x and had for seen, _, had in self.passes):
+            return  # a look at what was learned from is no other pass
+        others = [one for one in self.passes if one[0]() is not None and one[0]() is not x]
+        kept = [one for one in others if not one[0]().requires_grad]  # none of an attack
+        self.passes = [*kept[-3:], (weakref.ref(x), maps, graph)]
 
     def of(self, x: Tensor, net: str = "net") -> dict[str, Tensor]:
         """{name: [B,C,h,w] or [B,C]} of the latest pass on this very tensor."""
@@ -824,17 +824,18 @@ class InfoARD(nn.Module):
         shapes_s, shapes_t = self.student_taps.shapes, self.teacher_taps.shapes
         self.pairs = [(name, other or name) for name, _, other in named] or self.found_pairs()
         maps = any(len(shapes_s[a]) == len(shapes_t[b]) == 3 for a, b in self.pairs)
-        weights = {"feat": -w_feat, "rel": w_rel, "att": -w_att}
-        possible = {"feat": self.bound, "rel": True, "att": self.bound and maps}
-        self.weights = {name: w for name, w in weights.items() if w and possible[name]}
+        informed = self.bound is not None
+        weights = {"feat": -w_feat * informed, "rel": w_rel, "att": -w_att * (informed and maps)}
+        self.weights = {name: w for name, w in weights.items() if w}
         told = "no features to compare: name modules in taps, or mim='off'"
         require(self.pairs or not self.weights, told)
 
         self.critics = nn.ModuleList()
-        for name_s, name_t in self.pairs if "feat" in self.weights else []:
-            widths = shapes_s[name_s][0], shapes_t[name_t][0]
-            make = getattr(self.bound, "critic", Critic)
-            self.critics.append(make(*widths, dim, tau).to(as_float32(x)))
+        make = getattr(self.bound, "critic", Critic)
+        with torch.random.fork_rng([]):  # a script draws what it draws without InfoARD
+            for name_s, name_t in self.pairs if "feat" in self.weights else []:
+                widths = shapes_s[name_s][0], shapes_t[name_t][0]
+                self.critics.append(make(*widths, dim, tau).to(as_float32(x)))
         for p in self.parameters() if world()[1] > 1 else []:
             dist.broadcast(p.data, 0)  # the ranks' critics begin as one, and have equal gradients
         if not self.weights:  # what nobody reads costs nothing
@@ -886,15 +887,15 @@ class InfoARD(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             if "feat" in self.weights:
                 rows = [(gathered(pooled(s)), gathered(pooled(t))) for s, t in maps]
-                scores = [f(s, t) for f, (s, t) in zip(self.critics, rows, strict=True)]
-                terms["feat"] = torch.stack([self.bound(f) for f in scores]).mean()
+                scores = [critic(s, t) for critic, (s, t) in zip(self.critics, rows, strict=True)]
+                terms["feat"] = torch.stack([self.bound(each) for each in scores]).mean()
             if "rel" in self.weights:
                 s, t = (gathered(pooled(f)) for f in maps[0])
                 terms["rel"] = relation_loss(s, t, self.tau).mean()
             if "att" in self.weights:
                 both = [(s, t) for s, t in maps if s.dim() == t.dim() == 4]
                 scores = [attention_scores(s, t, self.tau) for s, t in both]
-                terms["att"] = torch.stack([self.bound(f) for f in scores]).mean()
+                terms["att"] = torch.stack([self.bound(each) for each in scores]).mean()
         self.terms = {name: value.detach() for name, value in terms.items()}
         loss = sum(self.weights[name] * value for name, value in terms.items())
         if loss.requires_grad:
@@ -1109,7 +1110,7 @@ def ard(step: Step) -> Tensor:
 
 def rslad(step: Step) -> Tensor:
     """Robust soft labels in both problems."""
-    # differs: released code divides KL by K
+    # differs: released code divides KL by 10, on CIFAR-100 too
     step.attack(kl_objective(step.student, step.t), init="normal")
     s_adv = step.s_adv  # before S(x): the order in which batch norm sees them
     return rslad_loss(step.s, s_adv, step.t, step.cfg.alpha, step.mean_kl)
@@ -1373,7 +1374,7 @@ def load_dataset(name: str, data_dir="data", *, download=True, image_size=0, cac
 def class_balanced(y: Tensor, n: int, part: int = 1) -> Tensor:
     """Sorted indices of n images, even over classes, of each one in part at most; the same ones."""
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    classes = [order[y[order] == k] for k in y.unique()]
+    classes = [order[y[order] == k] for k in dict.fromkeys(y[order].tolist())]  # in any order
     classes = [rows[: len(rows) // part] for rows in classes]
     rounds = nn.utils.rnn.pad_sequence(classes, padding_value=-1)  # [most, K]: one of each class
     return rounds[rounds >= 0][:n].sort().values
@@ -1853,9 +1854,7 @@ def trained(cfg: Config, framework: str, arch: str, teacher: str | None = None, 
 
 
 def get_nets(cfg: Config, data: Data, device: torch.device) -> dict:
-    """The nets beside the student, as in Step. With companions/ each is checked; without them there
-    is a teacher alone.
-    """
+    """The nets beside the student, as in Step; without companions/ a teacher alone, unchecked."""
     if has_companions():
         return resolve({}, "companions.teachers:get_nets", "teachers")(cfg, data, device)
     require(not cfg.transfer, "--transfer needs companions/ beside this file")
@@ -1902,7 +1901,7 @@ def train(cfg: Config | None = None, **given) -> dict:
         print(told, "trained already" if done else f"from epoch {run.at.epoch + 1}", sep=", ")
         optional("runs:introduce")(run)
         if not begun:  # what is refused above leaves nothing behind
-            about = optional("runs:provenance")(cfg, device, data)
+            about = optional("runs:provenance")(run)
             save(out / "config.json", {"settings": asdict(cfg)} | about)
         fit(run, out)
         return finish(run, out)
@@ -1922,9 +1921,9 @@ def finish(run: Run, out: Path) -> dict:
     look = partial(evaluated, cfg, data=run.data, device=run.device)
     last = best = look(net) | {"epoch": at.epoch}
     if at.best_epoch != at.epoch:
-        net = load_own(load_tensors(out / "best.pt"))
-        net = net.to(run.device, memory_format=torch.channels_last)
-        best = look(net) | {"epoch": at.best_epoch}
+        file = load_tensors(out / "best.pt")
+        net = load_own(file).to(run.device, memory_format=torch.channels_last)
+        best = look(net) | {"epoch": file.get("epoch", at.best_epoch)}
     results = {"last": last, "best": best}
     optional("runs:add_findings")(run, net, results)
     save(out / "results.json", results)

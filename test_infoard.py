@@ -969,6 +969,15 @@ def test_infoard_teaches_student_and_critics_only(mim, b):
         assert name.startswith("critics.")
 
 
+def test_a_script_draws_what_it_draws_without_infoard():
+    student, teacher, _, _ = pair()
+    torch.manual_seed(1)
+    plain = torch.randperm(50)
+    torch.manual_seed(1)
+    info = make_info(student, teacher)
+    assert len(info.critics) and torch.equal(torch.randperm(50), plain)
+
+
 def test_infoard_is_the_weighted_sum_of_its_terms():
     student, teacher, x, _ = pair()
     info = make_info(student, teacher, w_feat=0.3, w_att=0.2, w_rel=0.7)
@@ -1862,6 +1871,14 @@ def test_lr_falls_to_a_tenth_after_each_named_epoch():
         near(cfg.lr_at(199.9 / 200), 0.001)
 
 
+@given(epochs=ints(2, 400), data=st.data())
+def test_a_named_epoch_begins_with_the_lower_rate(epochs, data):
+    drop = data.draw(ints(1, epochs - 1))  # 220/300 * 300 is less than 220
+    cfg = I.Config(schedule=str(drop), epochs=epochs, lr=0.1)
+    near(cfg.lr_at(drop / epochs), 0.01)
+    near(cfg.lr_at((drop - 1e-3) / epochs), 0.1)
+
+
 @given(st.floats(1e-3, 1), st.floats(0, 1))
 def test_lr_rises_for_a_twentieth_and_falls_as_a_cosine(lr, share):
     cfg = I.Config(lr=lr, epochs=10)
@@ -2583,6 +2600,12 @@ def test_class_balanced_is_sorted_unique_even_and_fixed(labels, n):
     there = torch.bincount(y, minlength=4)
     taken = torch.bincount(y[rows], minlength=4)
     assert (taken >= torch.minimum(there, taken.max() - 1)).all()  # fewer only for lack of images
+
+
+def test_the_classes_of_a_round_that_is_cut_short_are_no_first_ones():
+    y = torch.arange(200).repeat(3)
+    there = y[I.class_balanced(y, 100)].unique()
+    assert len(there) == 100 and 30 < (there < 100).sum() < 70  # of 100 draws: sd 3.5
 
 
 def test_shapes_are_fixed_balanced_bytes():

@@ -35,6 +35,8 @@ def check(cfg: I.Config) -> None:
     I.require(cfg.ema or not cfg.ema_ramp, "--ema-ramp is of --ema: add --ema 0.995")
     told = "--ema 1 stays at the weights of the first step: choose a decay below 1, such as 0.995"
     I.require(cfg.ema < 1 or cfg.ema_ramp, told)
+    told = "--swa and --framework estimators: batch norm of its critics could not be measured anew"
+    I.require(not cfg.swa or cfg.framework != "estimators", told)
     told = f"--swa {cfg.swa} is past the last epoch, {cfg.epochs}: nothing would be averaged"
     I.require(cfg.swa <= cfg.epochs, told)
 

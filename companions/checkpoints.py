@@ -640,6 +640,11 @@ def from_file(
     net[0], about, net.guessed = choose_norm(found, own, norm, known, dataset, classes)
     if size == 64 and not half:
         about += ", first convolution of stride 1 (if not, --teacher-arch ..._half)"
+    elif size > 64:
+        stem = "first convolution of stride 2"
+        if size >= 128:
+            stem += " and a pool after it"
+        about += f", {stem} (if not, module:factory)"
     count = sum(p.numel() for p in net.parameters())
     within = f" in {where}" if where else ""
     print(f"{name or 'file'}: {found.name}{suffix}{said}{within}, {count:,} parameters, {about}")
@@ -689,6 +694,10 @@ def load_any(
             net.trained_on = about | file.get("data", {})
             return net
         return from_file(file, arch, size, norm, name=Path(path_or_id).name, dataset=dataset)
+    told = f"{path_or_id} normalises by itself: --teacher-norm and --teacher-arch are for files"
+    I.require(norm == "none", told)
+    if arch is not None:
+        print(told)
     if path_or_id.startswith("robustbench:"):
         with torch.serialization.safe_globals(harmless()):
             net = zoo.from_robustbench(path_or_id.partition(":")[2], dataset)
@@ -795,21 +804,31 @@ def training_of(name: str) -> str:
     return f", trained here by {cfg.get('framework')} ({told})"
 
 
-def judge(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int, weak: bool) -> str:
+def judge(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    name: str,
+    classes: int,
+    weak: bool,
+    by: str = "--teacher-norm",
+) -> str:
     """What is to be said beside the clean accuracy of a teacher; stops where its pixels are wrong.
+
+    by: the option that tells its normalisation.
 
     That another normalisation than the one taken is right shows in its accuracy, which is tried
     where the file does not tell it, or where the net is near chance.
     """
-    said, why = zoo.published(name, classes), "a wrong file or --teacher-norm"
+    said, why = zoo.published(name, classes), f"a wrong file or {by}"
     if name.startswith("runs/teachers/"):
         said, why = training_of(name), "too few epochs or images"
     guessed = getattr(net, "guessed", None)  # None: no file of a stranger
     if guessed or (weak and guessed is not None):
         norm, best, now = best_norm(net, *some(x, y, 100))
-        fits = f"{best} with --teacher-norm {norm}, {now} as it is, on 100 images"
+        fits = f"{best} with {by} {norm}, {now} as it is, on 100 images"
         told = f"teacher {name} has clean accuracy {fits}: say which one is meant"
-        I.require(best < now + 5, f"{told} (as it is: --teacher-norm 0/1)")
+        I.require(best < now + 5, f"{told} (as it is: {by} 0/1)")
         why = "a wrong file, as no known normalisation helps"
     if weak:
         return f"{said}: {why}"
@@ -842,10 +861,21 @@ def export_onnx(net: nn.Module, path: str, size: int) -> None:
     torch.onnx.export(net, (images,), path, dynamo=False, **names)
 
 
+def exported(net: nn.Module) -> dict[str, Tensor]:
+    """The weights of a net, and beside them mean and std of its pixels, where it has these."""
+    tensors = net.state_dict()
+    first = next(net.children(), None)
+    if isinstance(first, I.Normalize) and (first.mean.any() or (first.std != 1).any()):
+        tensors |= {"mean": first.mean.flatten(), "std": first.std.flatten()}
+    return tensors
+
+
 def how_to_load(path: str, file: dict, net: nn.Module) -> str:
     """The Python that loads the weights at path, which were exported from net, or from a file."""
     if file.get("format") != "infoard-1":
-        return f"infoard.load_teacher({path!r})"
+        by_itself = isinstance(next(net.children(), None), nets.Standardize)
+        norm = ", norm='image'" if by_itself else ""
+        return f"infoard.load_teacher({path!r}{norm})"
     classes = len(file["classes"]) or len([*net.state_dict().values()][-1])
     made = f"infoard.build_model({file['config']['student']!r}, {classes}, {file['size']})"
     return f"net = {made}; net.load_state_dict(torch.load({path!r})); net.eval()"
@@ -857,15 +887,17 @@ def run_export(path: str) -> None:
     size = file["size"] if file.get("format") == "infoard-1" else 32
     net = I.load_teacher(path, size=size).to(memory_format=torch.contiguous_format)
     stem = Path(path).with_suffix("")
-    I.save(Path(f"{stem}.weights.pt"), net.state_dict())
+    tensors = exported(net)
+    I.save(Path(f"{stem}.weights.pt"), tensors)
     print(f"{stem}.weights.pt: {sum(p.numel() for p in net.parameters()):,} parameters")
 
     written = []
-    if is_installed("safetensors"):
-        from safetensors.torch import save_model
+    if is_installed("safetensors") and Path(path).suffix != ".safetensors":
+        from safetensors.torch import save_file
 
         written.append(f"{stem}.safetensors")
-        save_model(net, written[-1])
+        own = {name: value.clone().contiguous() for name, value in tensors.items()}
+        save_file(own, written[-1])
     if is_installed("onnx"):
         written.append(f"{stem}.onnx")
         export_onnx(net, written[-1], size)

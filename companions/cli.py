@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 import infoard as I
 from companions import options
-from companions.evaluation import exact_fp32, list_of_images
+from companions.evaluation import check_teacher, exact_fp32, list_of_images
 from companions.options import program
 from companions.own import check_entry, digest
 
@@ -52,7 +53,8 @@ TEXTS = {  # of --help, where a line of Config is too short for it
     "alpha": "weight alpha of the framework",
     "beta": "weight beta of the framework, or exponent",
     "temperature": "temperature of its soft labels",
-    "kl_reduction": "KL summed over classes, or divided by their number as in RSLAD's code",
+    "kl_reduction": "KL summed over classes, or divided by their number as in RSLAD's code on "
+    "CIFAR-10",
     "plus": "terms of other methods to add: igdm, saad or saad_c; igdm:5 with another weight",
     "step_size": "of the attack; default: 2/255, or 2.5 eps/steps if eps is out of reach with it",
     "ema": "decay of an average of weights, which then is evaluated in their place; 0: none",
@@ -152,7 +154,7 @@ def about_unfinished(path: str, file: dict) -> list[str]:
 
 def keep_evaluation(file: Path, result: dict, path: str, made: dict) -> None:
     """Writes an evaluation, with the checkpoint, its hash, the settings; says what it replaces."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # not one of ours
         before = json.loads(file.read_text()).get("checkpoint")
         if before != path:
             print(f"warning: {file} was of {before}, and now is of {path}")
@@ -176,6 +178,25 @@ def with_training_images(data: I.Data, cfg: I.Config, file: dict) -> I.Data:
         rows = order.sort().values
     I.require(rows.max() < len(data.y_train), "--training-images: it learned from other images")
     return replace(data, x_test=data.x_train[rows], y_test=data.y_train[rows])
+
+
+def source_of(cfg: I.Config, data: I.Data, device: torch.device) -> torch.nn.Module | None:
+    """The net that attacks are made on, if that is another one; a poor one is warned of."""
+    if not cfg.teacher_nat:
+        return None
+    from companions.runs import same_classes
+
+    path, classes = cfg.teacher_nat, len(data.classes)
+    about = {"norm": cfg.teacher_nat_norm, "dataset": cfg.benchmark or cfg.dataset}
+    size = data.x_test.shape[-1]
+    net = I.load_teacher(path, None, classes, size=size, device=device, **about)
+    same_classes(path, net, data)
+    images = I.test_images(data, 1000, device)
+    try:
+        check_teacher(net, *images, path, classes, "--teacher-nat-norm")
+    except I.InfoardError as error:
+        print(f"warning: {error}")
+    return net
 
 
 def run_eval(path: str, **given) -> None:
@@ -215,15 +236,16 @@ def run_eval(path: str, **given) -> None:
         listed = list_of_images(data, len(y)).encode(errors="surrogateescape")
         Path(own["list"]).write_bytes(listed)
         print(f"{own['list']} lists the {len(y)} test images: index, class, file of a folder")
-    source = None
-    if cfg.teacher_nat:
-        source = I.load_teacher(cfg.teacher_nat, size=size, device=device)
+    source = source_of(cfg, data, device)
     with exact_fp32(own.get("exact", False)):
         result = I.evaluated(cfg, net, data, device, seed=cfg.seed, source=source)
     hint = "are its data, its normalisation and the order of its classes these?"
     if hasattr(net, "trained_on"):  # of our own, which knows all three
         hint = f"train it again: {LEARN_MORE}"
     result["notes"] += about_unfinished(path, file) + about_chance(result, data.y_test, hint)
+    if source is not None:
+        told = f"attacks were made on {cfg.teacher_nat}, and tried on this net"
+        result["notes"].append(f"note: {told}: how robust it is, attacks on itself tell")
     if learned:
         result["notes"].append("note: on training images; how robust it is, test images tell")
         rule = "of those that training learns from, balanced over classes"
@@ -238,8 +260,8 @@ def run_eval(path: str, **given) -> None:
 
 
 run_eval.takes = (
-    "dataset data_dir download image_size benchmark teacher_arch teacher_norm teacher_nat attacks "
-    "eps_l2 eval_subset eval_batch eps seed device out progress"
+    "dataset data_dir download image_size benchmark teacher_arch teacher_norm teacher_nat "
+    "teacher_nat_norm attacks eps_l2 eval_subset eval_batch eps seed device out progress"
 ).split()
 run_eval.options = {
     "exact": (False, "fp32 proper, without CUDA's TF32 in convolutions"),
@@ -318,8 +340,8 @@ VERBS = {  # each: what does it, in a line, an example
 # What no step that is timed depends on: bench has random images and an untrained teacher.
 UNTIMED = (
     "data_dir download subset val_size benchmark extra extra_share teacher teacher_norm "
-    "teacher_nat teacher_framework teacher_epochs epochs schedule swa attacks eps_l2 transfer "
-    "eval_subset eval_batch resume figures progress"
+    "teacher_nat teacher_nat_norm teacher_framework teacher_epochs epochs schedule swa attacks "
+    "eps_l2 transfer eval_subset eval_batch resume figures progress"
 ).split()
 
 DESCRIPTIONS = {  # of --help, where the words of the function are for Python
@@ -675,6 +697,8 @@ def ended_well() -> Iterator[None]:
 
 def run(argv: list[str]) -> None:
     """Does what the command line asks for, on all ranks that torchrun has started."""
+    with contextlib.suppress(AttributeError):  # a stream of another kind
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     with ended_well():
         run_verb(argv)
 

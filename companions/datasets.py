@@ -707,11 +707,13 @@ def tinyimagenet(data_dir="data", *, download=True, image_size=0, cache="runs/ca
 
 def find_folder(root: Path) -> Path | None:
     """The folder that holds train/: root itself or one in it; or root, an archive."""
+    if (root / "train").is_dir() or root.is_file():
+        return root
     inner = [folder for folder in sorted(root.glob("*/")) if not is_hidden(folder.name)]
-    for folder in (root, *inner):
-        if (folder / "train").is_dir():
-            return folder
-    return root if root.is_file() else None
+    found = [folder for folder in inner if (folder / "train").is_dir()]
+    names = listed([folder.name for folder in found])
+    I.require(len(found) < 2, f"several folders in {root} have a train/ ({names}): name one")
+    return found[0] if found else None
 
 
 def folder(data_dir="data", *, download=True, image_size=0, cache="runs/cache") -> I.Data:

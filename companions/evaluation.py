@@ -336,6 +336,13 @@ def list_of_images(data: I.Data, n: int) -> str:
     return "".join(lines)
 
 
+def logits_of_some(net: nn.Module, x: Tensor) -> Tensor:
+    """Those of eight images, which tell nets apart whose weights and layers are the same."""
+    known = next(net.parameters(), x)
+    images = I.to_float(x[:8], known.device)
+    return I.predict(net, images).bfloat16()  # whatever the order of sums
+
+
 def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **options) -> dict:
     """infoard.evaluate for a run or the verb eval: of how many images, kept as it comes."""
     given = dict(options)
@@ -349,7 +356,9 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
         # What weights and printed layers do not tell, and the arithmetic.
         how.update(norm=cfg.teacher_norm, arch=cfg.teacher_arch, device=cfg.device)
         how.update(tf32=torch.backends.cudnn.allow_tf32)
-        key = fingerprint(net, options.get("source"), x, y, sorted(how.items()))
+        source = options.get("source")
+        seen = logits_of_some(net, x), None if source is None else logits_of_some(source, x)
+        key = fingerprint(net, source, *seen, x, y, sorted(how.items()))
         folder = Path(cfg.out) if cfg.out else Path("runs/evaluations")
         given["kept"] = Kept(folder / f"unfinished-{key}.pt", list(attacks))
     try:
@@ -376,6 +385,10 @@ def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **optio
     }
     if len(x) < len(data.y_test):
         result["about"]["chosen"] = CHOSEN
+    seen = len(y.unique())
+    if seen < len(data.classes):
+        told = f"note: the {len(x)} test images are of {seen} of {len(data.classes)} classes"
+        result["notes"].append(told)
     if cfg.eval_subset is None and len(x) < len(data.y_test):
         result["about"]["by_default"] = True
     result["worst_class_name"] = name_of_worst_class(result, y, data.classes)
@@ -532,8 +545,12 @@ def told(result: dict) -> str:
 # ==== 6. Teachers =================================================================================
 
 
-def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int) -> None:
+def check_teacher(
+    net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int, by: str = "--teacher-norm"
+) -> None:
     """Prints how good it is, in per cent; a guess that was not trained here stops the run.
+
+    by: the option that tells its normalisation.
 
     Weak, and warned of: the 95% interval of its accuracy, on so many images, reaches down to
     chance, or it is at most twice chance, or a quarter of the way from chance to all if that is
@@ -548,7 +565,7 @@ def check_teacher(net: nn.Module, x: Tensor, y: Tensor, name: str, classes: int)
     told = f"teacher {name}: clean accuracy {accuracy} on {len(x)} test images"
     if weak:
         told += f", chance is {chance:.1f} (always one class)"
-    told += judge(net, x, y, name, classes, weak)
+    told += judge(net, x, y, name, classes, weak, by)
     from_here = name.startswith("runs/teachers/")
     if weak and from_here:
         told += ": raise --teacher-epochs"

@@ -262,7 +262,8 @@ def is_static(name: str | None, net: nn.Module | None) -> bool:
     """Whether a net's pass is always the same operations. One of anyone's own (module:factory) may
     draw numbers in Python, which a graph would repeat: it must say static = True.
     """
-    own = ":" in (name or "") and not name.startswith(("robustbench:", "timm:"))
+    known = "robustbench:", "timm:", "https:", "http:"
+    own = ":" in (name or "") and not name.startswith(known)
     return not own or Path(name).exists() or getattr(net, "static", False)
 
 

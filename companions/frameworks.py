@@ -339,7 +339,7 @@ def two_teachers(
 
 def mtard(step: I.Step) -> Tensor:
     """MTARD: a robust teacher on x', a natural one on x; w favours the one that lags behind."""
-    # differs: released code divides KL by K; eta falls with lr, here under cosine too
+    # differs: released code divides KL by 10 always; eta falls with lr, here under cosine too
     return two_teachers(step)
 
 

@@ -131,7 +131,8 @@ def unread(cfg: I.Config) -> dict[str, list[str]]:
     if not own and not informed and "teacher" not in needs:
         found["a run that asks no teacher"] = OF_TEACHER
     if not own and "teacher_nat" not in needs and not cfg.transfer:
-        found["a run without --transfer that asks no natural net"] = ["teacher_nat"]
+        why = "a run without --transfer that asks no natural net"
+        found[why] = ["teacher_nat", "teacher_nat_norm"]
     if cfg.teacher and not own:
         found["a run with --teacher"] = ["teacher_framework"]
     return found | unread_in_evaluation(cfg)

@@ -324,6 +324,8 @@ def check_numbers(info: I.InfoARD, dim: int, weights: tuple) -> None:
     I.require(dim >= 1, f"dim={dim}: critics need a dimension of 1 or more")
     usable = all(0 <= w < math.inf for w in weights)
     I.require(usable, f"w_feat, w_att, w_rel = {weights}: weights are finite and not negative")
+    told = "this bound has critics of its own, which attention maps have not: leave w_att at 0"
+    I.require(not (weights[1] and hasattr(info.bound, "critic")), told)
 
 
 def check_parts(info: I.InfoARD, asa, mim, dim: int, weights: tuple) -> None:

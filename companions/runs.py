@@ -26,6 +26,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 import infoard as I
 from companions import averaging, extra, options, own, plus
+from companions.ranks import barrier
 
 try:
     import fcntl
@@ -269,11 +270,18 @@ def go_on(cfg: I.Config, out: Path, data: I.Data) -> None:
         (out / "diverged.json").unlink(missing_ok=True)
 
 
+def same_shapes(a: dict, b: dict) -> bool:
+    """Whether two state dicts have tensors of the same names and shapes."""
+    return {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+
+
 def of_earlier_versions(run: I.Run, state: dict, path: Path) -> None:
     """What must be known before a checkpoint of any version is brought back.
 
     The images that were learned from stay those, however validation images are chosen today.
     """
+    told = f"{path} is of another net than {run.cfg.student} is now: choose another --out"
+    I.require(same_shapes(run.parts["model"].state_dict(), state["model"]), told)
     told = f"{path} is of a version whose first convolution halved 64 pixels: begin again"
     I.require(state["size"] != 64 or "benchmark" in state["config"], told)
     y = run.data.y_train
@@ -297,17 +305,27 @@ def sha256_of(x: Tensor) -> str:
 
 def check_data(name: str, data: I.Data) -> None:
     """One line for data that no net can learn from."""
+    told = f"the data set {name}"
+    I.require(isinstance(data, I.Data), f"{told} is a {type(data).__name__}, no infoard.Data")
+    I.require(len(data.classes) > 1, f"{told} has one class: nothing to tell apart")
     parts = {"train": (data.x_train, data.y_train), "test": (data.x_test, data.y_test)}
     for part, (x, y) in parts.items():
         told = f"the data set {name}: x_{part}"
+        tensors = isinstance(x, Tensor) and isinstance(y, Tensor)
+        I.require(tensors, f"{told} and y_{part} must be tensors: torch.from_numpy makes them")
         shape = list(x.shape)
         I.require(x.dim() == 4 and shape[1] == 3 and shape[0], f"{told} is {shape}, not [N,3,H,W]")
+        I.require(y.dim() == 1, f"{told}: y_{part} is {list(y.shape)}, not [N]")
         I.require(len(x) == len(y), f"{told} are {len(x)} images, y_{part} {len(y)} labels")
-        in_box = x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1
-        I.require(in_box, f"{told} must be uint8 or in [0, 1]")
+        byte = x.dtype == torch.uint8
+        in_box = byte or (x.dtype == torch.float32 and 0 <= x.min() <= x.max() <= 1)
+        I.require(in_box, f"{told} must be uint8, or float32 in [0, 1]")
         known = y.dtype == torch.long and 0 <= y.min() <= y.max() < len(data.classes)
         told = f"the data set {name}: y_{part} must be long, in 0 to {len(data.classes) - 1}"
         I.require(known, f"{told} as there are {len(data.classes)} names of classes")
+    sizes = [list(x.shape[1:]) for x, _ in parts.values()]
+    told = f"the data set {name}: training images are {sizes[0]}, test images {sizes[1]}"
+    I.require(sizes[0] == sizes[1], told)
 
 
 def facts(name: str, data: I.Data) -> dict:
@@ -318,6 +336,7 @@ def facts(name: str, data: I.Data) -> dict:
     if name == "shapes":
         return {}
     check_data(name, data)
+    data.classes = [str(of_class) for of_class in data.classes]  # numpy's are no JSON
     sums = data.about.get("files_sha256")
     if sums is None:
         sums = [sha256_of(data.x_train), sha256_of(data.x_test)]
@@ -510,7 +529,7 @@ def tidy(out: Path, evaluated: bool = False) -> None:
     found on the way.
     """
     for part in out.glob("*.part*"):
-        if re.search(r"\.part\d+$", part.name):
+        if re.search(r"\.(pt|json|jsonl)\.part\d+$", part.name):  # as infoard.save makes them
             part.unlink(missing_ok=True)
     for kept in out.glob("unfinished-*.pt") if evaluated else ():
         kept.unlink(missing_ok=True)
@@ -547,6 +566,7 @@ def alone_in(out: Path, cfg: I.Config | None = None) -> Iterator[None]:
 def locked(out: Path) -> Iterator[None]:
     """The same, for a folder alone."""
     if I.world()[0] != 0:
+        barrier()  # what rank 0 waits for, all wait for
         yield
         return
     wait = is_shared(out)
@@ -555,6 +575,7 @@ def locked(out: Path) -> Iterator[None]:
     with contextlib.suppress(OSError):
         out.mkdir(parents=True, exist_ok=True)
     lock = take_lock(out / ".lock", wait)
+    barrier()
     try:
         with contextlib.suppress(OSError):
             tidy(out)
@@ -653,11 +674,23 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
             I.build_model(cfg.student)
 
 
+def same_teachers(run: I.Run) -> None:
+    """One line, if a run that goes on was begun with other nets beside its student."""
+    config = Path(run.cfg.out, "config.json")
+    begun = read_json(config) if run.at.step and config.exists() else {}
+    for name in ("teacher", "teacher_nat"):
+        file = file_beside(run, name)
+        before, now = begun.get(f"{name}_sha256"), own.digest(file)
+        told = f"{run.cfg.out} was begun with another {name} than {file}"
+        I.require(before in (None, now), f"{told}: bring that one back, or choose another --out")
+
+
 def introduce(run: I.Run) -> None:
     """Prints on how few images `best` is chosen and what InfoARD compares in student and teacher;
     tries attacks of anyone's own once.
     """
     cfg = run.cfg
+    same_teachers(run)
     if run.at.step == 0 and not is_shared(Path(cfg.out)):
         for line in options.about_choice(cfg, len(run.train), len(run.val)):
             print(line)
@@ -675,8 +708,14 @@ def introduce(run: I.Run) -> None:
         print(describe(run.info))
 
 
-def provenance(cfg: I.Config, device: torch.device, data: I.Data) -> dict:
+def file_beside(run: I.Run, name: str) -> str:
+    """The file of a net beside the student, of one that was trained here, too; or ""."""
+    return getattr(run.nets.get(name), "file", None) or getattr(run.cfg, name) or ""
+
+
+def provenance(run: I.Run) -> dict:
     """Where, by what and on which data a run is made, for its config.json."""
+    cfg, device = run.cfg, run.device
     return {
         "argv": sys.argv,
         "python": sys.version.split()[0],
@@ -686,10 +725,10 @@ def provenance(cfg: I.Config, device: torch.device, data: I.Data) -> dict:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "source_sha256": own.digest(I.__file__),
-        "teacher_sha256": own.digest(cfg.teacher or ""),
-        "teacher_nat_sha256": own.digest(cfg.teacher_nat or ""),
+        "teacher_sha256": own.digest(file_beside(run, "teacher")),
+        "teacher_nat_sha256": own.digest(file_beside(run, "teacher_nat")),
         "plus": plus.weights_of(cfg) if cfg.plus else {},
-        "data": described(data),
+        "data": described(run.data),
     }
 
 

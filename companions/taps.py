@@ -110,7 +110,8 @@ class Calls:
         ):  # of parallel branches, such as HRNet
             del self.ended[first:]
         self.names.append(name)
-        is_head = isinstance(module, nn.Linear) and entered.dim() == 2
+        flat = isinstance(entered, Tensor) and entered.dim() == 2  # given by place, not by name
+        is_head = isinstance(module, nn.Linear) and flat
         if getattr(output, "shape", None) != self.x.shape:  # x with other values is no feature
             self.ended.append((name, after, is_head))
 

@@ -27,9 +27,12 @@ def get_nets(cfg: I.Config, data: I.Data, device: torch.device) -> dict:
         paths["teacher_nat"] = path, arch and plain
     nets, images = {"teacher": None}, I.test_images(data, 1000, device)
     benchmark = cfg.benchmark or cfg.dataset
-    how = {"size": data.x_train.shape[-1], "norm": cfg.teacher_norm, "dataset": benchmark}
+    how = {"size": data.x_train.shape[-1], "dataset": benchmark, "device": device}
+    norms = {"teacher": cfg.teacher_norm, "teacher_nat": cfg.teacher_nat_norm}
     for name, (path, named) in paths.items():
-        nets[name] = I.load_teacher(path, named, classes, device=device, **how)
+        nets[name] = I.load_teacher(path, named, classes, norm=norms[name], **how)
         runs.same_classes(path, nets[name], data)
-        evaluation.check_teacher(nets[name], *images, path, classes)
+        nets[name].file = path
+        by = I.flag_of(f"{name}_norm")
+        evaluation.check_teacher(nets[name], *images, path, classes, by)
     return nets

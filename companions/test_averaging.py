@@ -77,6 +77,11 @@ def test_without_the_ramp_no_decay_is_reckoned(monkeypatch):
     assert made.parts["ema"].use_buffers
 
 
+def test_batch_norm_of_critics_is_not_measured_anew():
+    with pytest.raises(I.InfoardError, match="--swa and --framework estimators"):
+        averaging.check(I.Config(framework="estimators", swa=1, epochs=2))
+
+
 # ==== 2. The equal average ========================================================================
 
 

@@ -1165,6 +1165,46 @@ def test_plain_weights_load_as_anyones(exported, monkeypatch):
     assert torch.equal(I.load_teacher("last.weights.pt")(X), exported(X))
 
 
+MEAN = {"mean": torch.tensor([0.4, 0.5, 0.6]), "std": torch.tensor([0.2, 0.3, 0.2])}
+
+
+def test_export_keeps_the_normalisation_that_a_file_holds(here, monkeypatch):
+    hide(monkeypatch, "safetensors", "onnx")
+    net = trained_looking("tiny")
+    torch.save({**net.state_dict(), **MEAN}, "t.pt")
+    checkpoints.run_export("t.pt")
+    found = I.load_teacher("t.weights.pt")(X)
+    assert torch.equal(found, I.load_teacher("t.pt")(X))
+    assert not torch.allclose(found, net(X))
+
+
+def test_export_leaves_the_file_that_it_is_made_of(here, monkeypatch):
+    writer = pytest.importorskip("safetensors.torch")
+    hide(monkeypatch, "onnx")
+    writer.save_file({**trained_looking("tiny").state_dict(), **MEAN}, "t.safetensors")
+    before = Path("t.safetensors").read_bytes()
+    checkpoints.run_export("t.safetensors")
+    assert Path("t.safetensors").read_bytes() == before
+
+
+def test_a_factory_takes_no_normalisation(here, capsys):
+    Path("own.py").write_text(ONE_SIZE)
+    sys.path_importer_cache.clear()
+    with pytest.raises(I.InfoardError, match="own.py:net normalises by itself") as error:
+        I.load_teacher("own.py:net", None, 10, size=16, norm="cifar10")
+    assert one_line(error.value)
+    I.load_teacher("own.py:net", "resnet18", 10, size=16)
+    assert "--teacher-arch are for files" in capsys.readouterr().out
+
+
+@each("size, told", [(32, ""), (96, "of stride 2 (if"), (128, "of stride 2 and a pool after it")])
+def test_a_stem_for_large_images_is_told(size, told, here, capsys):
+    torch.save(trained_looking("tiny").state_dict(), "r.pt")
+    I.load_teacher("r.pt", size=size)
+    shown = capsys.readouterr().out
+    assert told in shown and ("stride 2" in shown) == bool(told)
+
+
 def test_export_to_safetensors_holds_the_same_weights(exported, monkeypatch, capsys):
     reader = pytest.importorskip("safetensors.torch")
     hide(monkeypatch, "onnx")

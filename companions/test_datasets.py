@@ -303,6 +303,16 @@ def test_folder_is_cached_and_renewed_when_files_change(tmp_path, monkeypatch):
     assert not data.x_train[2].any()
 
 
+def test_of_several_folders_with_images_none_is_taken_unasked(tmp_path):
+    write_folder(tmp_path / "a")
+    truth = write_folder(tmp_path / "b")
+    with pytest.raises(
+        I.InfoardError, match="several folders in .* have a train/ .a, b.: name one"
+    ):
+        load("folder", tmp_path, "")
+    check(load("folder", tmp_path, "b"), truth)
+
+
 def test_images_take_the_size_of_most_not_of_the_first_one(tmp_path, capsys):
     write_folder(tmp_path / "d")
     Image.new("RGB", (20, 9)).save(tmp_path / "d/train/ant/1.png")

@@ -762,6 +762,35 @@ def test_a_stopped_evaluation_of_a_run_keeps_what_both_nets_have(
     assert results[0] == results[1]
 
 
+class Shifted(nn.Module):
+    """A net whose weights and layers do not tell what it does with pixels."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.shift, self.fc = shift, seeded(lambda: nn.Linear(12, 3))
+
+    def forward(self, x):
+        return self.fc(x.flatten(1) - self.shift)
+
+
+def test_what_is_kept_is_of_the_net_that_it_was_found_with(tmp_path, monkeypatch):
+    x, y = rand(9, 3, 2, 2).float(), torch.arange(9) % 3
+    data = I.Data(x, y, x, y, ["a", "b", "c"])
+    files = []
+
+    class Noted(evaluation.Kept):
+        def __init__(self, file, columns):
+            files.append(file)
+            super().__init__(file, columns)
+
+    monkeypatch.setattr(evaluation, "Kept", Noted)
+    cfg = I.Config(out=str(tmp_path))
+    for net, source in ((0, None), (0, None), (0.5, None), (0, 0), (0, 0.5)):
+        source = None if source is None else Shifted(source)
+        evaluation.looked_at(cfg, data, Shifted(net), x, y, attacks="clean,fgsm", source=source)
+    assert files[0] == files[1] and len(set(files)) == 4
+
+
 def test_a_broken_file_of_kept_results_is_none(tmp_path):
     file = tmp_path / "unfinished-1.pt"
     file.write_bytes(b"broken")

@@ -376,6 +376,7 @@ def test_a_step_that_cannot_be_recorded_is_made_as_usual_and_said(pretended, mon
 def test_nets_of_anyones_own_are_recorded_only_if_they_say_that_they_are_static():
     net = I.build_model("tiny")
     kept = [None, "resnet18", "runs/teacher/best.pt", "timm:resnet18"]
+    kept.append("https://a.b/teacher.pt")
     for name in (*kept, "robustbench:Chen2021LTD_WRN34_10"):
         assert fast.is_static(name, net)
     assert not fast.is_static("mine:net", net)

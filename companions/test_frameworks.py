@@ -6,6 +6,7 @@ compare with.
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -450,6 +451,10 @@ def test_natural_teachers_of_any_kind_are_taken(lab, tmp_path, monkeypatch):
     cfg = I.Config(framework="mtard", **given).resolved()
     found = I.get_nets(cfg, SMALL, torch.device("cpu"))
     assert len(list(found["teacher_nat"].parameters())) > 100
+    assert found["teacher_nat"][0].mean.eq(0).all()
+    cfg = replace(cfg, teacher_nat_norm="cifar10")
+    found = I.get_nets(cfg, SMALL, torch.device("cpu"))
+    assert found["teacher_nat"][0].mean.ne(0).all() and found["teacher"][0].mean.eq(0).all()
 
 
 @given(seeds, st.floats(0, 20))

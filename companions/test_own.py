@@ -395,6 +395,14 @@ def test_a_rule_that_is_none_is_refused():
         strength_of(lambda t, y, *, threat: threat)
 
 
+def test_a_bound_with_critics_of_its_own_is_none_of_attention_maps():
+    nets = I.tiny(), I.tiny()
+    I.InfoARD(*nets, mim="vid")
+    for bound in ("vid", I.resolve(I.BOUNDS, "vid", "bound")):
+        with pytest.raises(I.InfoardError, match="leave w_att at 0"):
+            I.InfoARD(*nets, mim=bound, w_att=0.1)
+
+
 def test_steps_of_a_rule_are_whole_numbers_and_decide_alone():
     def mine(t, y, **others):
         return I.Threat(eps=0.1, alpha=0.1, steps=steps, counts=(6, 6, 6, 6))

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,8 +180,10 @@ def test_weights_are_told_and_kept():
     (line,) = plus.about_weights(cfg)
     assert "igdm 3, saad_c 0.3" in line and "papers', for cifar100" in line
     assert plus.about_weights(I.Config(plus="saad").resolved()) == []
-    data = bench.random_data(4, 8)
-    kept = runs.provenance(cfg, torch.device("cpu"), data)["plus"]
+    made = SimpleNamespace(
+        cfg=cfg, device=torch.device("cpu"), data=bench.random_data(4, 8), nets={}
+    )
+    kept = runs.provenance(made)["plus"]
     assert kept == {"igdm": 3.0, "saad_c": 0.3}
     assert plus.about_weights(I.Config().resolved()) == []
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -13,11 +14,13 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
 import infoard as I
 from companions import bench, cli, evaluation, figures, own, runs
@@ -676,7 +679,15 @@ BAD_DATA = {
         lambda d: setattr(d, "y_test", d.y_test[:1]),
         "x_test are 2 images, y_test 1 labels",
     ),
-    "range": (lambda d: setattr(d, "x_train", d.x_train.float()), "must be uint8 or in .0, 1."),
+    "range": (lambda d: setattr(d, "x_train", d.x_train.float()), "must be uint8, or float32 in "),
+    "double": (lambda d: setattr(d, "x_test", d.x_test.double() / 255), "must be uint8, or float"),
+    "numpy": (lambda d: setattr(d, "x_train", d.x_train.numpy()), "must be tensors"),
+    "a column": (lambda d: setattr(d, "y_train", d.y_train[:, None]), r"y_train is \[4, 1\]"),
+    "sizes": (
+        lambda d: setattr(d, "x_test", d.x_test[..., :4]),
+        r"are \[3, 8, 8\], test images \[3,",
+    ),
+    "one class": (lambda d: setattr(d, "classes", ["a"]), "has one class"),
     "channels": (lambda d: setattr(d, "x_test", d.x_test[:, :1]), r"x_test is \[2, 1, 8, 8\]"),
     "none": (lambda d: setattr(d, "x_test", d.x_test[:0]), r"x_test is \[0, 3, 8, 8\]"),
     "dtype": (lambda d: setattr(d, "y_train", d.y_train.float()), "y_train must be long"),
@@ -691,6 +702,15 @@ def test_data_that_no_net_can_learn_from_are_one_line(name):
     with pytest.raises(I.InfoardError, match=f"the data set mine:load: {why}|{why}") as error:
         runs.facts("mine:load", data)
     assert one_line(error.value)
+
+
+def test_what_is_no_data_is_one_line_and_names_of_classes_are_words():
+    with pytest.raises(I.InfoardError, match="is a tuple, no infoard.Data"):
+        runs.facts("mine:load", (1, 2))
+    data = small_data([0, 1, 1, 0])
+    data.classes = numpy.array([7, 9])
+    runs.facts("mine:load", data)
+    assert data.classes == ["7", "9"]
 
 
 def test_facts_change_with_pixels_and_labels_alone():
@@ -752,6 +772,7 @@ def test_an_earlier_split_is_kept_when_a_run_goes_on():
     assert not torch.equal(train, made.train)
     order = train[torch.randperm(len(train), generator=rng())]
     state = {"size": 8, "config": {}, "at": {"order": order}}
+    state["model"] = made.student.state_dict()
     runs.of_earlier_versions(made, state, Path("last.pt"))
     assert torch.equal(made.train, train) and torch.equal(made.val, aside)
 
@@ -759,7 +780,7 @@ def test_an_earlier_split_is_kept_when_a_run_goes_on():
 @each("share, told", [(0.1, True), (0.0, False)])
 def test_dropout_is_told(share, told, capsys):
     net = torch.nn.Sequential(torch.nn.Dropout2d(share))
-    made = {"student": net, "device": torch.device("cpu"), "info": None}
+    made = {"student": net, "device": torch.device("cpu"), "info": None, "nets": {}}
     made.update(cfg=I.Config(attacks="clean").resolved(), at=I.Progress(step=1))
     runs.introduce(SimpleNamespace(**made, data=bench.random_data(20, 8)))
     assert ("the student has dropout" in capsys.readouterr().out) == told
@@ -803,6 +824,34 @@ def test_the_same_file_under_another_path_is_the_same_teacher(name, tmp_path, mo
     shutil.copy("other.pt", "t.pt")
     with pytest.raises(I.InfoardError, match="t.pt has changed since o was begun"):
         runs.same_run(cfg, Path("o"))
+
+
+def begun_with_teacher(out, sha256, steps):
+    """A run after so many steps, in whose folder it stands which teacher it was begun with."""
+    I.save(out / "config.json", {"settings": {}, "teacher_sha256": sha256})
+    teacher = nn.Linear(1, 1)
+    teacher.file = str(out / "teacher.pt")
+    Path(teacher.file).write_text("weights")
+    cfg = I.Config(out=str(out))
+    return SimpleNamespace(cfg=cfg, at=SimpleNamespace(step=steps), nets={"teacher": teacher})
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_was_begun_with_alone(tmp_path):
+    right = hashlib.sha256(b"weights").hexdigest()
+    for sha256, steps in ((right, 5), (None, 5), ("another", 0)):
+        runs.same_teachers(begun_with_teacher(tmp_path, sha256, steps))
+    with pytest.raises(I.InfoardError, match="begun with another teacher than .*teacher.pt"):
+        runs.same_teachers(begun_with_teacher(tmp_path, "another", 5))
+
+
+def test_a_run_of_another_net_than_its_name_means_now_is_one_line(tmp_path):
+    made = begun(framework="natural")
+    state = made.state()
+    state["model"].popitem()
+    I.save(tmp_path / "last.pt", state)
+    with pytest.raises(I.InfoardError, match="is of another net than tiny is now") as error:
+        made.load(tmp_path / "last.pt")
+    assert one_line(error.value)
 
 
 def test_the_advice_after_nan_can_be_followed(tmp_path, monkeypatch, capsys):
@@ -924,11 +973,12 @@ def test_a_shared_teacher_is_waited_for(tmp_path, capsys):
 
 
 def test_what_a_killed_process_left_is_taken_over_and_tidied(tmp_path):
-    for name in (".lock", "last.pt.part123", "config.json.part9", "my.part", "a.part1.txt"):
+    mine = {"my.part", "a.part1.txt", "photos.zip.part1", "photos.tar.part02"}
+    for name in {".lock", "last.pt.part123", "config.json.part9"} | mine:
         (tmp_path / name).write_text("process 1 on another machine")
     with runs.alone_in(tmp_path):
         names = {path.name for path in tmp_path.iterdir()}
-        assert names == {".lock", "my.part", "a.part1.txt"}
+        assert names == {".lock"} | mine
 
 
 def test_without_locks_or_a_folder_to_write_in_a_run_goes_on(tmp_path, monkeypatch):

@@ -134,6 +134,21 @@ def expanding(classes=4):
     return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), blocks, *head)
 
 
+class ByName(nn.Module):
+    """A last layer that is called by the name of its argument."""
+
+    def __init__(self, classes=4):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.fc(input=self.conv(x).mean((2, 3)))
+
+
+def test_a_last_layer_that_is_called_by_name_has_no_tap():
+    assert shapes_of(ByName()) == {"conv": [8, 16, 16]}
+
+
 SMALL = {
     "expanding": (expanding, {"0": [8, 16, 16], "1.1": [12, 8, 8], "1": [24, 4, 4]}, 24),
     "attentive": (Attentive, {"norm": [16, 8, 8]}, 16),

@@ -160,6 +160,18 @@ def test_nets_of_another_form_give_the_same(form):
     assert moved == found
 
 
+def test_a_function_around_a_net_in_train_mode_is_one_line():
+    net = seeded(lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(108), nn.Linear(108, 10)))
+    x, y = images_and_labels(net.eval())
+    right = accuracies(net, x, y)
+    assert accuracies(lambda x: net(x), x, y) == right
+    net.train()
+    with pytest.raises(I.InfoardError, match="call .eval.. on the net in it") as error:
+        accuracies(lambda x: net(x), x, y)
+    assert one_line(error.value)
+    assert accuracies(net, x, y)[1:] and net.training  # the net itself is put into eval mode
+
+
 def test_a_net_in_half_precision_is_attacked_in_float32():
     x, y = images_and_labels(small_net())
     seen = []

@@ -128,6 +128,16 @@ def check_logits(z, x: Tensor, y: Tensor) -> None:
     I.require(classes > 1, "the net has one class: nothing to tell apart, and nothing to attack")
 
 
+def check_mode(net: nn.Module, x: Tensor, z: Tensor) -> None:
+    """One line, if a function gives other logits than z [B,K] for the first image alone: inside of
+    it, where no mode can be set, a net is in train mode.
+    """
+    alone, why = tried(net, x[:1])
+    told = "the function gives other logits for an image in another batch: call .eval() on the net"
+    same = alone is not None and (alone - z[:1]).abs().max() <= 0.03 * z.abs().max()
+    I.require(same, f"{told} in it, or give that net itself{why and ': '}{why}")
+
+
 def as_net(net: Callable, x: Tensor, y: Tensor) -> nn.Module:
     """The net as it is, or Adapted where it has no parameters, another dtype or more outputs."""
     I.require(callable(net), f"a {type(net).__name__} is no net: give one that maps x to logits")
@@ -150,6 +160,8 @@ def as_net(net: Callable, x: Tensor, y: Tensor) -> nn.Module:
     told = f"the net does not take images {list(some.shape)}: {still or why}"
     I.require(output is not None, told)
     check_logits(output, some, y)
+    if not isinstance(net, nn.Module):
+        check_mode(adapted, some, output)
     return adapted
 
 
