@@ -199,8 +199,38 @@ def source_of(cfg: I.Config, data: I.Data, device: torch.device) -> torch.nn.Mod
     return net
 
 
+def save_list(path: str, data: I.Data, n: int) -> None:
+    """Writes which n test images are looked at, a line each."""
+    Path(path).write_bytes(list_of_images(data, n).encode(errors="surrogateescape"))
+    print(f"{path} lists the {n} test images: index, class, file of a folder")
+
+
+def add_notes(result: dict, net: torch.nn.Module, data: I.Data, cfg: I.Config) -> None:
+    """Adds whether a net is at chance, and through which other net it was attacked."""
+    from companions.runs import LEARN_MORE, about_chance
+
+    hint = "are its data, its normalisation and the order of its classes these?"
+    if hasattr(net, "trained_on"):  # of our own, which knows all three
+        hint = f"train it again: {LEARN_MORE}"
+    notes = about_chance(result, data.y_test, hint)
+    if cfg.teacher_nat:
+        told = f"attacks were made on {cfg.teacher_nat}, and tried on this net"
+        notes.append(f"note: {told}: how robust it is, attacks on itself tell")
+    result["notes"] += notes
+
+
+def print_evaluation(name: str, result: dict) -> None:
+    """The line of a result, its intervals, and in which arithmetic it was found."""
+    I.report(name, result)
+    intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
+    print("95% intervals:", ", ".join(intervals), "(Wilson, over images)")
+    print("precision:", result["precision"])
+
+
 def run_eval(path: str, **given) -> None:
     """Evaluate any checkpoint; --out: keep eval.json there; --teacher-nat: transfer from it."""
+    from companions.runs import same_classes
+
     own = given.pop("own", {})
     made = settings(path, given)
     cfg = I.Config(**made)
@@ -209,9 +239,8 @@ def run_eval(path: str, **given) -> None:
     device = I.pick_device(cfg.device)
     file = own_checkpoint(path)
     check_number_of_classes(path, file, cfg.dataset)
-    data = I.load_dataset(
-        cfg.dataset, cfg.data_dir, download=cfg.download, image_size=cfg.image_size
-    )
+    about = {"download": cfg.download, "image_size": cfg.image_size}
+    data = I.load_dataset(cfg.dataset, cfg.data_dir, **about)
     learned = own.get("training_images", False)
     if learned:
         I.require(not own.get("list"), "--list is of test images: leave out --training-images")
@@ -219,41 +248,24 @@ def run_eval(path: str, **given) -> None:
     size = data.x_test.shape[-1]
     for line in options.about_test_images(cfg, len(data.y_test)) + options.about_size(size):
         print(line)
-    net = I.load_teacher(
-        path,
-        cfg.teacher_arch,
-        len(data.classes),
-        size=size,
-        norm=cfg.teacher_norm,
-        dataset=cfg.benchmark or cfg.dataset,
-        device=device,
-    )
-    from companions.runs import LEARN_MORE, about_chance, same_classes
 
+    how = {"norm": cfg.teacher_norm, "dataset": cfg.benchmark or cfg.dataset, "device": device}
+    net = I.load_teacher(path, cfg.teacher_arch, len(data.classes), size=size, **how)
     same_classes(path, net, data)
     if own.get("list"):
         _, y = I.test_images(data, cfg.eval_subset, device)
-        listed = list_of_images(data, len(y)).encode(errors="surrogateescape")
-        Path(own["list"]).write_bytes(listed)
-        print(f"{own['list']} lists the {len(y)} test images: index, class, file of a folder")
+        save_list(own["list"], data, len(y))
     source = source_of(cfg, data, device)
     with exact_fp32(own.get("exact", False)):
         result = I.evaluated(cfg, net, data, device, seed=cfg.seed, source=source)
-    hint = "are its data, its normalisation and the order of its classes these?"
-    if hasattr(net, "trained_on"):  # of our own, which knows all three
-        hint = f"train it again: {LEARN_MORE}"
-    result["notes"] += about_unfinished(path, file) + about_chance(result, data.y_test, hint)
-    if source is not None:
-        told = f"attacks were made on {cfg.teacher_nat}, and tried on this net"
-        result["notes"].append(f"note: {told}: how robust it is, attacks on itself tell")
+
+    result["notes"] += about_unfinished(path, file)
+    add_notes(result, net, data, cfg)
     if learned:
         result["notes"].append("note: on training images; how robust it is, test images tell")
         rule = "of those that training learns from, balanced over classes"
         result["about"]["images"] = {"rule": rule}
-    I.report(row_name(path, file), result)
-    intervals = [f"{name} {low}-{high}" for name, (low, high) in result["ci95"].items()]
-    print("95% intervals:", ", ".join(intervals), "(Wilson, over images)")
-    print("precision:", result["precision"])
+    print_evaluation(row_name(path, file), result)
     if cfg.out:
         kept = "training.json" if learned else "eval.json"  # the tables read eval.json
         keep_evaluation(Path(cfg.out, kept), result, path, made)

@@ -343,58 +343,79 @@ def logits_of_some(net: nn.Module, x: Tensor) -> Tensor:
     return I.predict(net, images).bfloat16()  # whatever the order of sums
 
 
-def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **options) -> dict:
-    """infoard.evaluate for a run or the verb eval: of how many images, kept as it comes."""
-    given = dict(options)
+def kept_for(cfg: I.Config, net: nn.Module, x: Tensor, y: Tensor, options: dict) -> Kept:
+    """Where it is kept what attacks find: on this net and these images, by this protocol alone."""
+    attacks = I.chosen_attacks(options["attacks"])
+    if "aa" in attacks:
+        attacks = I.resolve({}, "companions.autoattack:with_l2", "attacks")(attacks)
+    how = {name: options.get(name) for name in ("eps", "eps_l2", "seed", "batch_size")}
+    # What weights and printed layers do not tell, and the arithmetic.
+    how.update(norm=cfg.teacher_norm, arch=cfg.teacher_arch, device=cfg.device)
+    how.update(tf32=torch.backends.cudnn.allow_tf32)
+    source = options.get("source")
+    seen = [logits_of_some(each, x) for each in (net, source) if each is not None]
+    key = fingerprint(net, source, *seen, x, y, sorted(how.items()))
+    folder = Path(cfg.out) if cfg.out else Path("runs/evaluations")
+    return Kept(folder / f"unfinished-{key}.pt", list(attacks))
+
+
+def is_under_way(cfg: I.Config) -> bool:
+    """Whether --out is of a run that has begun and has no results yet."""
     begun, ended = (Path(cfg.out or "", name).exists() for name in ("config.json", "results.json"))
-    of_a_run = bool(cfg.out) and begun and not ended
-    if I.world()[1] == 1:
-        attacks = I.chosen_attacks(options["attacks"])
-        if "aa" in attacks:
-            attacks = I.resolve({}, "companions.autoattack:with_l2", "attacks")(attacks)
-        how = {name: options.get(name) for name in ("eps", "eps_l2", "seed", "batch_size")}
-        # What weights and printed layers do not tell, and the arithmetic.
-        how.update(norm=cfg.teacher_norm, arch=cfg.teacher_arch, device=cfg.device)
-        how.update(tf32=torch.backends.cudnn.allow_tf32)
-        source = options.get("source")
-        seen = logits_of_some(net, x), None if source is None else logits_of_some(source, x)
-        key = fingerprint(net, source, *seen, x, y, sorted(how.items()))
-        folder = Path(cfg.out) if cfg.out else Path("runs/evaluations")
-        given["kept"] = Kept(folder / f"unfinished-{key}.pt", list(attacks))
-    try:
-        with a_line_a_minute():
-            result = I.evaluate(net, x, y, **given)
-    except KeyboardInterrupt as stopped:
-        found = ""
-        if "kept" in given:
-            found = given["kept"].stop()
-        stopped.args += (found or "nothing of this evaluation is kept",)
-        if found and not of_a_run:  # that says by itself how it goes on
-            stopped.args += ("the same command goes on",)
-        raise
-    if "kept" in given and of_a_run:
-        with contextlib.suppress(I.InfoardError):
-            given["kept"].write()  # until the run has its results: another net may come
-    elif "kept" in given:
-        given["kept"].file.unlink(missing_ok=True)
-    result["about"]["of"] = len(data.y_test)
-    listed = list_of_images(data, len(x)).encode(errors="surrogateescape")
-    result["about"]["images"] = {
-        "rule": f"infoard.class_balanced(y_test, {len(x)})",
+    return bool(cfg.out) and begun and not ended
+
+
+def after_a_stop(kept: Kept | None, of_a_run: bool) -> tuple[str, ...]:
+    """What is told when an evaluation is stopped: what is kept of it, and how it goes on."""
+    found = kept.stop() if kept is not None else ""
+    if not found:
+        return ("nothing of this evaluation is kept",)
+    if of_a_run:  # it says by itself how it goes on
+        return (found,)
+    return (found, "the same command goes on")
+
+
+def add_images(result: dict, cfg: I.Config, data: I.Data, x: Tensor, y: Tensor) -> None:
+    """Adds which of the test images a result is of, and the names of the classes in it."""
+    about, n, of = result["about"], len(x), len(data.y_test)
+    listed = list_of_images(data, n).encode(errors="surrogateescape")
+    about["of"] = of
+    about["images"] = {
+        "rule": f"infoard.class_balanced(y_test, {n})",
         "list_sha256": hashlib.sha256(listed).hexdigest(),
     }
-    if len(x) < len(data.y_test):
-        result["about"]["chosen"] = CHOSEN
+    if n < of:
+        about["chosen"] = CHOSEN
+    if n < of and cfg.eval_subset is None:
+        about["by_default"] = True
     seen = len(y.unique())
     if seen < len(data.classes):
-        told = f"note: the {len(x)} test images are of {seen} of {len(data.classes)} classes"
+        told = f"note: the {n} test images are of {seen} of {len(data.classes)} classes"
         result["notes"].append(told)
-    if cfg.eval_subset is None and len(x) < len(data.y_test):
-        result["about"]["by_default"] = True
     result["worst_class_name"] = name_of_worst_class(result, y, data.classes)
-    masked = result["about"].get("masking", {})
+    masked = about.get("masking", {})
     if masked.get("left_out") is not None:
         masked["left_out_name"] = data.classes[masked["left_out"]]
+
+
+def looked_at(cfg: I.Config, data, net: nn.Module, x: Tensor, y: Tensor, **options) -> dict:
+    """infoard.evaluate for a run or the verb eval: of which images, kept as it comes."""
+    of_a_run, kept = is_under_way(cfg), None
+    if I.world()[1] == 1:
+        kept = kept_for(cfg, net, x, y, options)
+        options["kept"] = kept
+    try:
+        with a_line_a_minute():
+            result = I.evaluate(net, x, y, **options)
+    except KeyboardInterrupt as stopped:
+        stopped.args += after_a_stop(kept, of_a_run)
+        raise
+    if kept is not None and of_a_run:
+        with contextlib.suppress(I.InfoardError):
+            kept.write()  # until the run has its results: another net may come
+    elif kept is not None:
+        kept.file.unlink(missing_ok=True)
+    add_images(result, cfg, data, x, y)
     return result
 
 

@@ -131,8 +131,7 @@ def unread(cfg: I.Config) -> dict[str, list[str]]:
     if not own and not informed and "teacher" not in needs:
         found["a run that asks no teacher"] = OF_TEACHER
     if not own and "teacher_nat" not in needs and not cfg.transfer:
-        why = "a run without --transfer that asks no natural net"
-        found[why] = ["teacher_nat", "teacher_nat_norm"]
+        found["a run without --transfer that asks no natural net"] = ["teacher_nat"]
     if cfg.teacher and not own:
         found["a run with --teacher"] = ["teacher_framework"]
     return found | unread_in_evaluation(cfg)
@@ -146,6 +145,8 @@ def unread_in_evaluation(cfg: I.Config) -> dict[str, list[str]]:
     norms = [getattr(attack, "norm", "linf") for attack in I.chosen_attacks(cfg.attacks).values()]
     if "l2" not in norms:
         found[f"--attacks {cfg.attacks}"] = ["eps_l2"]
+    if not cfg.teacher_nat:
+        found["what is done without --teacher-nat"] = ["teacher_nat_norm"]
     return found
 
 
