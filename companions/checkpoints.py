@@ -464,43 +464,68 @@ def same_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+@dataclass
+class Choice:
+    """A net in a file: its place among the keys that count first, where it lies, in which dict."""
+
+    rank: list[int]
+    where: str
+    found: Found
+    state: dict
+
+
+def nets_of(state: dict) -> list[tuple[str, Found]]:
+    """(prefix, net) of each net that a dict of tensors holds; of equal ones the first."""
+    nets_here = []
+    for prefix, weights in unwrap(state).items():
+        found = infer_arch(weights)
+        copies = [other for _, other in nets_here if same_weights(other.weights, weights)]
+        if found is not None and not copies:
+            nets_here.append((prefix, found))
+    return nets_here
+
+
+def choices_in(file: dict, prefer: str) -> list[Choice]:
+    """Every net of a file, those first that lie under keys that count first."""
+    order = [prefer, *NESTED]
+    choices = []
+    for path, state in holders(file):
+        rank = [order.index(key) if key in order else len(order) for key in path]
+        for prefix, found in nets_of(state):
+            where = ".".join([*path, prefix.rstrip(".")]).strip(".")
+            choices.append(Choice(rank, where, found, state))
+    return sorted(choices, key=lambda choice: choice.rank)
+
+
+def what_it_holds(file: dict) -> str:
+    """In words, of a file that holds no net that is known."""
+    places = [".".join(path) or "its top" for path, _ in holders(file)]
+    below = f" below {', '.join(map(str, file))[:80]}"
+    if places:
+        below = f" in {', '.join(places[:8])}"
+    keys = [key for _, state in holders(file) for key in state][:4]
+    if keys:
+        return f"a net unknown here, with keys {', '.join(keys)}{below}"
+    return f"no weights with names{below}"
+
+
 def net_within(file: dict, prefer: str = "") -> tuple[Found, dict, str]:
     """(net, the dict it lies in, where) of a file, however deep; prefer: a key that counts first.
 
     One line if there is none that is known, or more than one and no telling which.
     """
-    order = [prefer, *NESTED]
-    choices = []
-    seen = []
-    for path, state in holders(file):
-        seen.append(".".join(path) or "its top")
-        rank = [order.index(key) if key in order else len(order) for key in path]
-        nets_here = []
-        for prefix, weights in unwrap(state).items():
-            found = infer_arch(weights)
-            copies = [other for _, other in nets_here if same_weights(other.weights, weights)]
-            if found is not None and not copies:
-                nets_here.append((prefix, found))
-        for prefix, found in nets_here:
-            where = ".".join([*path, prefix.rstrip(".")]).strip(".")
-            choices.append((rank, where, found, state))
+    choices = choices_in(file, prefer)
     if not choices:
-        keys = [key for _, state in holders(file) for key in state][:4]
-        held = (
-            f"a net unknown here, with keys {', '.join(keys)}" if keys else "no weights with names"
-        )
-        below = f" in {', '.join(seen[:8])}" if seen else f" below {', '.join(map(str, file))[:80]}"
-        told = f"holds {held}{below}"
+        told = f"holds {what_it_holds(file)}"
         raise I.InfoardError(f"{told}: use robustbench:ID or module:factory")
-    choices.sort(key=lambda choice: choice[0])
-    best = [choice for choice in choices if choice[0] == choices[0][0]]
-    told = f"holds several nets ({', '.join(where for _, where, _, _ in best)})"
+    best = [choice for choice in choices if choice.rank == choices[0].rank]
+    told = f"holds several nets ({', '.join(choice.where for choice in best)})"
     I.require(len(best) == 1, f"{told}: save the state_dict() of the one that is meant")
-    _, where, found, state = best[0]
-    others = [other for _, other, _, _ in choices if other != where]
+    first, where = best[0], best[0].where
+    others = [choice.where for choice in choices if choice.where != where]
     if others:
         where += f", not {', '.join(others)}"
-    return found, state, where
+    return first.found, first.state, where
 
 
 # ==== 4. Normalisation ============================================================================

@@ -442,9 +442,8 @@ def teacher_folder(out: Path, cfg: I.Config) -> Path:
 
     A run that is finished asks for it to be drawn beside it: then none is trained.
     """
-    if (
-        out.parts[:2] == ("runs", "teachers") and len(out.parts) > 3
-    ):  # a net or data of a file of one's own are in its name
+    beside = out.parts[:2] == ("runs", "teachers")
+    if beside and len(out.parts) > 3:  # a net or data of a file of one's own are in its name
         name = re.sub(r"/.*/([^/]*)\.py:", r"\1.", "/".join(out.parts[2:]))
         out = Path(*out.parts[:2], re.sub("[:/]", ".", name))
     if not cfg.flip:

@@ -484,6 +484,20 @@ def test_eval_knows_the_l2_radius_and_another_net_to_attack(desk):
     assert moved["clean"] == usual["clean"] and moved["fgsm"] > usual["fgsm"]
 
 
+def test_eval_takes_the_source_of_attacks_as_it_takes_a_net(desk, capsys):
+    line = "teacher.pt --attacks clean,fgsm --teacher-nat stranger.pt"
+    found = evaluated(line)
+    assert any("attacks were made on stranger.pt" in note for note in found["notes"])
+    assert "warning: teacher stranger.pt" in capsys.readouterr().out
+    assert evaluated(f"{line} --teacher-nat-norm half")["fgsm"] != found["fgsm"]
+    seven = I.build_model("tiny", 7, 32).state_dict()
+    torch.save(seven, "seven.pt")
+    words = ["eval", "teacher.pt", "--dataset", "shapes", "--device", "cpu"]
+    assert I.main([*words, "--teacher-nat", "seven.pt"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "seven.pt" in told and "classes" in told
+
+
 def darken(model, x, y, *, eps, generator=None):
     return (x - eps).clamp(0, 1)
 
