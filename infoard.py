@@ -1367,7 +1367,7 @@ def load_dataset(name: str, data_dir="data", *, download=True, image_size=0, cac
     if world()[1] > 1:
         load = resolve({}, "companions.ranks:rank_0_first", "order")(load)
     data = load(data_dir, download=download, image_size=image_size, cache=cache)
-    data.about = optional("runs:facts")(name, data)
+    data.about = optional("identity:facts")(name, data)
     return data
 
 

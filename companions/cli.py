@@ -26,6 +26,7 @@ import torch.distributed as dist
 import infoard as I
 from companions import options
 from companions.evaluation import check_teacher, exact_fp32, list_of_images
+from companions.identity import of_names, same_classes
 from companions.options import program
 from companions.own import check_entry, digest
 
@@ -128,8 +129,6 @@ def check_number_of_classes(path: str, file: dict, dataset: str) -> None:
     names = file.get("classes", [])
     k = CLASSES.get(dataset)
     if names and k:
-        from companions.runs import of_names
-
         told = f"{path} was trained on {len(names)} classes ({of_names(names)}), {dataset} has {k}"
         I.require(len(names) == k, f"{told}: --dataset names the data that it knows")
 
@@ -184,8 +183,6 @@ def source_of(cfg: I.Config, data: I.Data, device: torch.device) -> torch.nn.Mod
     """The net that attacks are made on, if that is another one; a poor one is warned of."""
     if not cfg.teacher_nat:
         return None
-    from companions.runs import same_classes
-
     path, classes = cfg.teacher_nat, len(data.classes)
     about = {"norm": cfg.teacher_nat_norm, "dataset": cfg.benchmark or cfg.dataset}
     size = data.x_test.shape[-1]
@@ -229,8 +226,6 @@ def print_evaluation(name: str, result: dict) -> None:
 
 def run_eval(path: str, **given) -> None:
     """Evaluate any checkpoint; --out: keep eval.json there; --teacher-nat: transfer from it."""
-    from companions.runs import same_classes
-
     own = given.pop("own", {})
     made = settings(path, given)
     cfg = I.Config(**made)

@@ -30,7 +30,8 @@ import infoard as I
 from companions import attacks as further_attacks
 from companions import protocol
 from companions.checkpoints import judge
-from companions.runs import chance_of, of_names
+from companions.identity import of_names
+from companions.runs import chance_of
 
 # ==== 1. Confidence ===============================================================================
 

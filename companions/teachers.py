@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 import infoard as I
-from companions import evaluation, options, runs
+from companions import evaluation, identity, options
 
 
 def get_nets(cfg: I.Config, data: I.Data, device: torch.device) -> dict:
@@ -31,7 +31,7 @@ def get_nets(cfg: I.Config, data: I.Data, device: torch.device) -> dict:
     norms = {"teacher": cfg.teacher_norm, "teacher_nat": cfg.teacher_nat_norm}
     for name, (path, named) in paths.items():
         nets[name] = I.load_teacher(path, named, classes, norm=norms[name], **how)
-        runs.same_classes(path, nets[name], data)
+        identity.same_classes(path, nets[name], data)
         nets[name].file = path
         by = I.flag_of(f"{name}_norm")
         evaluation.check_teacher(nets[name], *images, path, classes, by)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import infoard as I
-from companions import extra, runs
+from companions import extra, identity
 from test_infoard import (
     BASE,
     FEW,
@@ -363,7 +363,7 @@ def test_what_a_run_keeps_of_its_generated_images(tmp_path):
     assert len(config["data"]["extra_sha256"]) == 64
     assert config["settings"]["extra"] == path and config["settings"]["extra_share"] == 0.7
     net = I.load_teacher(f"{tmp_path}/r/last.pt", None, 10)
-    runs.same_classes("last.pt", net, dataclasses.replace(SMALL, about={}))
+    identity.same_classes("last.pt", net, dataclasses.replace(SMALL, about={}))
 
 
 def test_a_run_without_generated_images_knows_nothing_of_them():

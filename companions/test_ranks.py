@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import infoard as I
-from companions import ranks
+from companions import locks, ranks
 from companions.test_extra import content
 from test_infoard import BASE, FEW, SMALL, evaluate, near
 
@@ -330,6 +330,7 @@ def test_resume_with_more_ranks_keeps_the_common_draws(tmp_path):
 
 def test_batch_must_be_a_multiple_of_the_ranks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(I, "world", lambda: (0, 3))
+    monkeypatch.setattr(locks, "barrier", lambda: None)
     assert I.main(["--out", str(tmp_path), "--no-figures"]) == 2
     assert "multiple of 3" in capsys.readouterr().err
     monkeypatch.setattr(I, "world", lambda: (0, 1))

@@ -1,4 +1,4 @@
-"""What holds for runs.py: which run goes on, on which data, alone in its folder."""
+"""What holds for runs.py, identity.py and locks.py: which run goes on, on which data, alone."""
 
 import contextlib
 import copy
@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 
 import infoard as I
-from companions import bench, cli, evaluation, figures, own, runs
+from companions import bench, cli, evaluation, figures, identity, locks, own, runs
 from companions.options import remarks
 from companions.runs import same_settings
 from test_infoard import (
@@ -700,30 +700,30 @@ def test_data_that_no_net_can_learn_from_are_one_line(name):
     data = small_data([0, 1, 1, 0])
     change(data)
     with pytest.raises(I.InfoardError, match=f"the data set mine:load: {why}|{why}") as error:
-        runs.facts("mine:load", data)
+        identity.facts("mine:load", data)
     assert one_line(error.value)
 
 
 def test_what_is_no_data_is_one_line_and_names_of_classes_are_words():
     with pytest.raises(I.InfoardError, match="is a tuple, no infoard.Data"):
-        runs.facts("mine:load", (1, 2))
+        identity.facts("mine:load", (1, 2))
     data = small_data([0, 1, 1, 0])
     data.classes = numpy.array([7, 9])
-    runs.facts("mine:load", data)
+    identity.facts("mine:load", data)
     assert data.classes == ["7", "9"]
 
 
 def test_facts_change_with_pixels_and_labels_alone():
-    about = runs.facts("mine", small_data([0, 1, 1, 0]))
+    about = identity.facts("mine", small_data([0, 1, 1, 0]))
     assert about["train"] == [2, 2] and about["test"] == [1, 1]
     other_layout = small_data([0, 1, 1, 0])
     other_layout.x_train = other_layout.x_train.contiguous()
-    assert runs.facts("mine", other_layout) == about
-    assert runs.facts("mine", small_data([1, 0, 1, 0]))["train_sha256"] != about["train_sha256"]
+    assert identity.facts("mine", other_layout) == about
+    assert identity.facts("mine", small_data([1, 0, 1, 0]))["train_sha256"] != about["train_sha256"]
     brighter = small_data([0, 1, 1, 0])
     brighter.x_train[0, 0, 0, 0] ^= 1
-    assert runs.facts("mine", brighter)["train_sha256"] != about["train_sha256"]
-    assert runs.facts("shapes", small_data([0, 1])) == {}  # rendered: bits differ by machine
+    assert identity.facts("mine", brighter)["train_sha256"] != about["train_sha256"]
+    assert identity.facts("shapes", small_data([0, 1])) == {}  # rendered: bits differ by machine
 
 
 def split_as_before(y, val_size):
@@ -985,7 +985,7 @@ def test_without_locks_or_a_folder_to_write_in_a_run_goes_on(tmp_path, monkeypat
     (tmp_path / "file").write_text("")
     with runs.alone_in(tmp_path / "file/o"):
         pass
-    monkeypatch.setattr(runs, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     with runs.alone_in(tmp_path / "o"), runs.alone_in(tmp_path / "o"):
         pass
 
@@ -1017,13 +1017,13 @@ def test_the_program_lets_idle_threads_give_way(program, given, found, monkeypat
     assert os.environ.get("GOMP_SPINCOUNT") == found
 
 
-@pytest.mark.skipif(runs.fcntl is None, reason="a system without locks")
+@pytest.mark.skipif(locks.fcntl is None, reason="a system without locks")
 def test_a_lock_is_told_of_although_its_file_has_just_been_removed(tmp_path):
     path = tmp_path / ".lock"
     with open(path, "a+") as held, open(path, "a+") as file:
-        assert runs.is_locked(held, wait=False)
+        assert locks.is_locked(held, wait=False)
         held.write("process 1")
         held.flush()
         path.unlink()
         with pytest.raises(I.InfoardError, match="is in use by process 1"):
-            runs.is_locked(file, wait=False)
+            locks.is_locked(file, wait=False)
