@@ -595,7 +595,7 @@ ASA.update({name: f"companions.adaptation:{name}" for name in FURTHER_RULES.spli
 
 
 def off_diagonal(scores: Tensor) -> Tensor:
-    """[B,B] -> [B,B-1], row by row, without the diagonal."""
+    """[B,B] -> [B,B-1], row by row, without the diagonal, each (B+1)-th of the flat scores."""
     b = len(scores)
     told = f"scores must be [B,B], B > 1, not {list(scores.shape)}"
     require(scores.shape == (b, b) and b > 1, told)
@@ -918,6 +918,7 @@ class InfoARD(nn.Module):
 
 
 # ---- losses of logits alone: s = S(x), s_adv = S(x'), t = T(x), t_adv = T(x'), all [B,K] ----
+# The teacher's are made by predict, without a graph: no loss detaches them.
 
 
 def mean_kl(p: Tensor, q: Tensor, tau: float = 1.0, weight: Tensor | float = 1.0) -> Tensor:
