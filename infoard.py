@@ -824,9 +824,9 @@ class InfoARD(nn.Module):
         shapes_s, shapes_t = self.student_taps.shapes, self.teacher_taps.shapes
         self.pairs = [(name, other or name) for name, _, other in named] or self.found_pairs()
         maps = any(len(shapes_s[a]) == len(shapes_t[b]) == 3 for a, b in self.pairs)
-        informed = self.bound is not None
-        weights = {"feat": -w_feat * informed, "rel": w_rel, "att": -w_att * (informed and maps)}
-        self.weights = {name: w for name, w in weights.items() if w}
+        weights = {"feat": -w_feat, "rel": w_rel, "att": -w_att}
+        possible = {"feat": self.bound, "rel": True, "att": self.bound and maps}
+        self.weights = {name: w for name, w in weights.items() if w and possible[name]}
         told = "no features to compare: name modules in taps, or mim='off'"
         require(self.pairs or not self.weights, told)
 
@@ -1375,7 +1375,7 @@ def load_dataset(name: str, data_dir="data", *, download=True, image_size=0, cac
 def class_balanced(y: Tensor, n: int, part: int = 1) -> Tensor:
     """Sorted indices of n images, even over classes, of each one in part at most; the same ones."""
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    classes = [order[y[order] == k] for k in dict.fromkeys(y[order].tolist())]  # in any order
+    classes = [order[y[order] == k] for k in dict.fromkeys(y[order].tolist())]  # drawn, too
     classes = [rows[: len(rows) // part] for rows in classes]
     rounds = nn.utils.rnn.pad_sequence(classes, padding_value=-1)  # [most, K]: one of each class
     return rounds[rounds >= 0][:n].sort().values

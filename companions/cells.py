@@ -101,7 +101,8 @@ def settings_of(folder: Path) -> dict:
         return {}
     settings = {**asdict(I.Config()), **config["settings"]}  # what was no option then
     for name in ("teacher", "teacher_nat"):
-        settings[name] = config.get(f"{name}_sha256") or settings[name]
+        if settings[name]:
+            settings[name] = config.get(f"{name}_sha256") or settings[name]
     settings["data"] = config.get("data") or settings["data_dir"]
     return settings
 

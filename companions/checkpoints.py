@@ -720,8 +720,7 @@ def load_any(
             return net
         return from_file(file, arch, size, norm, name=Path(path_or_id).name, dataset=dataset)
     told = f"{path_or_id} normalises by itself: --teacher-norm and --teacher-arch are for files"
-    I.require(norm == "none", told)
-    if arch is not None:
+    if norm != "none" or arch is not None:
         print(told)
     if path_or_id.startswith("robustbench:"):
         with torch.serialization.safe_globals(harmless()):
@@ -912,7 +911,9 @@ def run_export(path: str) -> None:
     size = file["size"] if file.get("format") == "infoard-1" else 32
     net = I.load_teacher(path, size=size).to(memory_format=torch.contiguous_format)
     stem = Path(path).with_suffix("")
-    tensors = exported(net)
+    tensors = net.state_dict()
+    if file.get("format") != "infoard-1":
+        tensors = exported(net)
     I.save(Path(f"{stem}.weights.pt"), tensors)
     print(f"{stem}.weights.pt: {sum(p.numel() for p in net.parameters()):,} parameters")
 

@@ -375,7 +375,9 @@ OTHER_TEXTS = {  # of --help, where a setting means something else than in train
         "eps_l2": f"L2 radius of the attacks that have one{OF_FILE} 0.5",
         "seed": "seed of the attacks; default: 0",
         "teacher_arch": "the net that the file must hold",
+        "teacher_norm": "normalisation of the net: a name such as cifar10, or m,m,m/s,s,s",
         "teacher_nat": "attack this net instead and see what transfers",
+        "teacher_nat_norm": "normalisation of that net",
         "out": "folder to keep eval.json in; default: none is written",
     },
     "demo": {

@@ -341,7 +341,7 @@ def logits_of_some(net: nn.Module, x: Tensor) -> Tensor:
     """Those of eight images, which tell nets apart whose weights and layers are the same."""
     known = next(net.parameters(), x)
     images = I.to_float(x[:8], known.device)
-    return I.predict(net, images).bfloat16()  # whatever the order of sums
+    return I.predict(net, images).bfloat16()  # mostly whatever the order of sums
 
 
 def kept_for(cfg: I.Config, net: nn.Module, x: Tensor, y: Tensor, options: dict) -> Kept:

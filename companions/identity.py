@@ -49,6 +49,7 @@ def check_data(name: str, data: I.Data) -> None:
 
 def facts(name: str, data: I.Data) -> dict:
     """Counts per class and fingerprints of a data set, for checkpoints; of the built-in nothing.
+    Names of its classes are made words.
 
     The fingerprint of a folder is that of its files, of others that of their pixels.
     """
@@ -83,9 +84,11 @@ def of_names(names: list) -> str:
 
 def other_classes(old: list, new: list) -> str:
     """How names of classes differ, in words; nothing if they are the same or not known."""
-    if not old or list(old) == list(new):
+    old = [str(name) for name in old]  # once kept as they were given
+    new = [str(name) for name in new]
+    if not old or old == new:
         return ""
-    if sorted(map(str, old)) == sorted(map(str, new)):
+    if sorted(old) == sorted(new):
         return f"the same classes in another order ({of_names(old)}, now {of_names(new)})"
     gone = [name for name in old if name not in new]
     came = [name for name in new if name not in old]

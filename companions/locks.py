@@ -83,8 +83,8 @@ def locked(out: Path, wait: bool) -> Iterator[None]:
     with contextlib.suppress(OSError):
         out.mkdir(parents=True, exist_ok=True)
     lock = take_lock(out / ".lock", wait)
-    barrier()
     try:
+        barrier()
         with contextlib.suppress(OSError):
             tidy(out)
         yield

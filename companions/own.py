@@ -314,6 +314,12 @@ def is_own(given) -> bool:
     return ":" in given if isinstance(given, str) else given is not None
 
 
+def check_attention(bound: Callable | None, w_att: float) -> None:
+    """One line, if the information of attention maps is asked for by a bound of critics."""
+    told = "this bound has critics of its own, which attention maps have not: leave w_att at 0"
+    I.require(not (w_att and hasattr(bound, "critic")), told)
+
+
 def check_numbers(info: I.InfoARD, dim: int, weights: tuple) -> None:
     """One line for numbers of InfoARD that make no sense."""
     lam = info.lam
@@ -324,8 +330,7 @@ def check_numbers(info: I.InfoARD, dim: int, weights: tuple) -> None:
     I.require(dim >= 1, f"dim={dim}: critics need a dimension of 1 or more")
     usable = all(0 <= w < math.inf for w in weights)
     I.require(usable, f"w_feat, w_att, w_rel = {weights}: weights are finite and not negative")
-    told = "this bound has critics of its own, which attention maps have not: leave w_att at 0"
-    I.require(not (weights[1] and hasattr(info.bound, "critic")), told)
+    check_attention(info.bound, weights[1])
 
 
 def check_parts(info: I.InfoARD, asa, mim, dim: int, weights: tuple) -> None:

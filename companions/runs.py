@@ -55,6 +55,9 @@ def begun_with(out: Path) -> dict:
     config = read_json(out / "config.json")
     whole = isinstance(config.get("settings"), dict)
     I.require(whole, f"{out}/config.json is broken: choose another --out")
+    settings = config["settings"]
+    if settings.get("teacher_nat"):  # whose normalisation once was that of the teacher
+        settings.setdefault("teacher_nat_norm", settings.get("teacher_norm", "none"))
     return config
 
 
@@ -270,6 +273,14 @@ def same_shapes(a: dict, b: dict) -> bool:
     return {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
 
 
+def balanced_as_before(y: Tensor, n: int) -> Tensor:
+    """infoard.class_balanced as it was: a round that is cut short takes the first classes."""
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    classes = [order[y[order] == k] for k in y.unique()]
+    rounds = nn.utils.rnn.pad_sequence(classes, padding_value=-1)  # [most, K]: one of each class
+    return rounds[rounds >= 0][:n].sort().values
+
+
 def of_earlier_versions(run: I.Run, state: dict, path: Path) -> None:
     """What must be known before a checkpoint of any version is brought back.
 
@@ -285,6 +296,8 @@ def of_earlier_versions(run: I.Run, state: dict, path: Path) -> None:
     I.require(train.max() < len(y), f"{told}: bring them back, or choose another --out")
     if not torch.equal(train, run.train):
         pool = I.class_balanced(y, run.cfg.subset or len(y))
+        if not torch.isin(train, pool).all():
+            pool = balanced_as_before(y, run.cfg.subset)
         run.train, run.val = train, pool[~torch.isin(pool, train)]
 
 
@@ -452,6 +465,8 @@ def check_possible(cfg: I.Config, device: torch.device) -> None:
         own.checked_rule(cfg.asa, I.resolve(I.ASA, cfg.asa, "rule of radii"))
     if ":" in cfg.mim:
         own.check_bound(cfg.mim, I.resolve(I.BOUNDS, cfg.mim, "bound of information"))
+    if cfg.infoard:
+        own.check_attention(I.resolve(I.BOUNDS, cfg.mim, "--mim"), cfg.w_att)
     ranks = I.world()[1]
     told = f"--batch-size must be a multiple of {ranks}, the ranks"
     I.require(cfg.batch_size % ranks == 0, told)
@@ -480,12 +495,13 @@ def same_teachers(run: I.Run) -> None:
         file = file_beside(run, name)
         before, now = begun.get(f"{name}_sha256"), own.digest(file)
         told = f"{run.cfg.out} was begun with another {name} than {file}"
-        I.require(before in (None, now), f"{told}: bring that one back, or choose another --out")
+        same = not file or before in (None, now)
+        I.require(same, f"{told}: bring that one back, or choose another --out")
 
 
 def introduce(run: I.Run) -> None:
-    """Prints on how few images `best` is chosen and what InfoARD compares in student and teacher;
-    tries attacks of anyone's own once.
+    """Compares its teachers with those of before; prints on how few images `best` is chosen and
+    what InfoARD compares in student and teacher; tries attacks of anyone's own once.
     """
     cfg = run.cfg
     same_teachers(run)

@@ -318,8 +318,17 @@ def how_measured(result: dict) -> list:
     return [result["n"], kind, *radii, settings.get("teacher_nat")]
 
 
+def list_of(result: dict) -> str | None:
+    """The hash of the list of images that a result is of, if it says so."""
+    return result.get("about", {}).get("images", {}).get("list_sha256")
+
+
 def comparable(a: dict, b: dict) -> bool:
-    """Whether two results are of as many images, the same radii, kind of checkpoint and source."""
+    """Whether two results are of the same images, as far as they say so, of as many, of the same
+    radii, kind of checkpoint and source.
+    """
+    if list_of(a) and list_of(b) and list_of(a) != list_of(b):
+        return False
     mine, theirs = radii_of(a), radii_of(b)
     same_radii = all(mine[norm] == theirs[norm] for norm in mine.keys() & theirs.keys())
     return same_radii and how_measured(a) == how_measured(b)

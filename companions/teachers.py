@@ -30,6 +30,8 @@ def get_nets(cfg: I.Config, data: I.Data, device: torch.device) -> dict:
     how = {"size": data.x_train.shape[-1], "dataset": benchmark, "device": device}
     norms = {"teacher": cfg.teacher_norm, "teacher_nat": cfg.teacher_nat_norm}
     for name, (path, named) in paths.items():
+        if name == "teacher_nat" and cfg.teacher_nat:
+            print("the natural net, whose normalisation is --teacher-nat-norm:")
         nets[name] = I.load_teacher(path, named, classes, norm=norms[name], **how)
         identity.same_classes(path, nets[name], data)
         nets[name].file = path

@@ -1190,11 +1190,10 @@ def test_export_leaves_the_file_that_it_is_made_of(here, monkeypatch):
 def test_a_factory_takes_no_normalisation(here, capsys):
     Path("own.py").write_text(ONE_SIZE)
     sys.path_importer_cache.clear()
-    with pytest.raises(I.InfoardError, match="own.py:net normalises by itself") as error:
-        I.load_teacher("own.py:net", None, 10, size=16, norm="cifar10")
-    assert one_line(error.value)
-    I.load_teacher("own.py:net", "resnet18", 10, size=16)
-    assert "--teacher-arch are for files" in capsys.readouterr().out
+    for how in ({"norm": "cifar10"}, {"arch": "resnet18"}, {}):
+        I.load_teacher("own.py:net", classes=10, size=16, **how)
+        shown = capsys.readouterr().out
+        assert ("own.py:net normalises by itself: --teacher-norm" in shown) == bool(how)
 
 
 @each("size, told", [(32, ""), (96, "of stride 2 (if"), (128, "of stride 2 and a pool after it")])

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import infoard as I
-from companions.runs import teacher_folder
+from companions.runs import check_possible, teacher_folder
 from test_infoard import (
     ROOT,
     begun,
@@ -401,6 +401,8 @@ def test_a_bound_with_critics_of_its_own_is_none_of_attention_maps():
     for bound in ("vid", I.resolve(I.BOUNDS, "vid", "bound")):
         with pytest.raises(I.InfoardError, match="leave w_att at 0"):
             I.InfoARD(*nets, mim=bound, w_att=0.1)
+    with pytest.raises(I.InfoardError, match="leave w_att at 0"):  # before a teacher is trained
+        check_possible(I.Config(mim="vid", w_att=0.1).resolved(), torch.device("cpu"))
 
 
 def test_steps_of_a_rule_are_whole_numbers_and_decide_alone():

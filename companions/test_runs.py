@@ -704,6 +704,21 @@ def test_data_that_no_net_can_learn_from_are_one_line(name):
     assert one_line(error.value)
 
 
+def test_names_of_classes_that_were_no_words_are_the_same():
+    assert identity.other_classes([0, 1], ["0", "1"]) == ""
+    assert "another order" in identity.other_classes([0, 1], ["1", "0"])
+
+
+def test_an_earlier_run_normalises_its_natural_teacher_as_it_did(tmp_path):
+    for nat, found in (("nat.pt", "cifar10"), (None, "none")):
+        given = {"teacher_norm": "cifar10", "teacher_nat": nat}
+        settings = dataclasses.asdict(I.Config(**given, out=str(tmp_path)))
+        del settings["teacher_nat_norm"]
+        I.save(tmp_path / "config.json", {"settings": settings})
+        begun = runs.begun_settings({"resume": True, "out": str(tmp_path)})
+        assert I.Config(**begun).teacher_nat_norm == found
+
+
 def test_what_is_no_data_is_one_line_and_names_of_classes_are_words():
     with pytest.raises(I.InfoardError, match="is a tuple, no infoard.Data"):
         identity.facts("mine:load", (1, 2))
@@ -762,6 +777,21 @@ def test_large_uneven_sets_are_split_as_ever():  # such as SVHN: a tenth is far 
     y = [k for k, n in enumerate((300, 500, 1300)) for _ in range(n)]
     made = made_run(y, val_size=60)
     assert torch.equal(made.val, split_as_before(torch.tensor(y), 60))
+
+
+@each("subset", [100, 250, 500])
+def test_an_earlier_choice_of_images_is_kept_when_a_run_goes_on(subset):
+    """Of 200 classes, where a round that is cut short once took the first ones."""
+    y = torch.arange(200).repeat(4)
+    before = runs.balanced_as_before(y, subset)
+    val = before[::10]
+    train = before[~torch.isin(before, val)]
+    data = small_data(y.tolist(), classes=200)
+    cfg = I.Config(subset=subset, student="tiny", framework="natural", device="cpu").resolved()
+    made = I.Run(cfg, data, torch.device("cpu"), {"teacher": None})
+    state = {"size": 8, "config": {}, "at": {"order": train}, "model": made.student.state_dict()}
+    runs.of_earlier_versions(made, state, Path("last.pt"))
+    assert torch.equal(made.train, train) and torch.equal(made.val, val)
 
 
 def test_an_earlier_split_is_kept_when_a_run_goes_on():
@@ -840,6 +870,9 @@ def test_a_run_goes_on_with_the_teacher_that_it_was_begun_with_alone(tmp_path):
     right = hashlib.sha256(b"weights").hexdigest()
     for sha256, steps in ((right, 5), (None, 5), ("another", 0)):
         runs.same_teachers(begun_with_teacher(tmp_path, sha256, steps))
+    without = begun_with_teacher(tmp_path, "another", 5)
+    without.nets = {}  # a net that is not asked for now is no other one
+    runs.same_teachers(without)
     with pytest.raises(I.InfoardError, match="begun with another teacher than .*teacher.pt"):
         runs.same_teachers(begun_with_teacher(tmp_path, "another", 5))
 

@@ -288,6 +288,13 @@ def test_results_under_other_settings_are_not_comparable(key):
     assert tables.comparable(harmless, {"n": 9})
 
 
+def test_results_of_other_images_are_not_comparable():
+    lists = [{"n": 9, "about": {"images": {"list_sha256": name}}} for name in ("a", "b")]
+    assert tables.comparable(lists[0], dict(lists[0]))
+    assert tables.comparable(lists[0], {"n": 9})  # which does not say so
+    assert not tables.comparable(*lists)
+
+
 @each("a, b", [("best.pt", "last.pt"), ("last.pt", "student.pt"), ("best.pt", "")])
 def test_best_and_last_epochs_are_not_compared_with_others(a, b):
     one, two = ({"n": 9, "checkpoint": f"x/{name}"} for name in (a, b))

@@ -160,7 +160,7 @@ def test_nets_of_another_form_give_the_same(form):
     assert moved == found
 
 
-def test_a_function_around_a_net_in_train_mode_is_one_line():
+def test_a_function_around_a_net_in_train_mode_is_one_line(capsys):
     net = seeded(lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(108), nn.Linear(108, 10)))
     x, y = images_and_labels(net.eval())
     right = accuracies(net, x, y)
@@ -169,7 +169,11 @@ def test_a_function_around_a_net_in_train_mode_is_one_line():
     with pytest.raises(I.InfoardError, match="call .eval.. on the net in it") as error:
         accuracies(lambda x: net(x), x, y)
     assert one_line(error.value)
-    assert accuracies(net, x, y)[1:] and net.training  # the net itself is put into eval mode
+    right = accuracies(net.eval(), x, y)  # the tries have moved its running statistics
+    assert accuracies(net.train(), x, y) == right and net.training  # it is put into eval mode
+    torch.manual_seed(0)
+    accuracies(lambda x: net.eval()(x) + torch.rand(len(x), 10), x, y)
+    assert "does it draw numbers on purpose?" in capsys.readouterr().out
 
 
 def test_a_net_in_half_precision_is_attacked_in_float32():
