@@ -3,7 +3,8 @@
     python results/evidence/contrast.py FOLDER CELL OTHER
     python results/evidence/contrast.py FOLDER,FOLDER CELL OTHER    the seeds of both
 
-Of each column that decides: accuracies of the last epoch, and APGD's where it was looked at.
+Of each column that decides: accuracies of the last epoch, and APGD's where it was looked at; of a
+folder of looks alone (distance/medium-apgd) theirs.
 """
 
 import json
@@ -14,22 +15,24 @@ from statistics import mean, stdev
 from scipy.stats import t
 
 
-def last(run: Path) -> dict:
-    """The accuracies of a run's last epoch, with those of a closer look as "apgd"."""
-    found = json.loads((run / "results.json").read_text())["last"]
-    look = run / "eval.json"
-    if look.exists():
-        found["apgd"] = json.loads(look.read_text())["apgd"]
+def accuracies(run: Path) -> dict:
+    """Those of a run: of its last epoch, with a closer look's as "apgd"; or of a look alone."""
+    found = {}
+    if (run / "results.json").exists():
+        found = json.loads((run / "results.json").read_text())["last"]
+    if (run / "eval.json").exists():
+        look = json.loads((run / "eval.json").read_text())
+        found = look | found | {"apgd": look["apgd"]}
     return found
 
 
 def pairs(folder: str, cell: str, other: str) -> list[tuple[dict, dict]]:
     """The accuracies of both cells, for each seed that both have."""
     found = []
-    for file in sorted(Path(folder, cell).glob("*/results.json")):
-        partner = Path(folder, other, file.parent.name)
-        if (partner / "results.json").exists():
-            found.append((last(file.parent), last(partner)))
+    for run in sorted(Path(folder, cell).glob("s*")):
+        both = accuracies(run), accuracies(Path(folder, other, run.name))
+        if all(both):
+            found.append(both)
     return found
 
 
