@@ -531,7 +531,8 @@ def look_closer(
         if followed:
             more["warnings"] += blindness(model, x, y, right["clean"], followed)
         more["notes"] += gaps(right)[1]
-    if "apgd" in attacks and classes_of(model, x) < 4:
+    targeted = "apgd" in attacks or "apgd_l2" in attacks
+    if targeted and classes_of(model, x) < 4:
         more["notes"].append("note: APGD-T is left out, as it needs four classes")
     if "worst" in right:
         accuracy, n = of_worst_class(right["worst"], y.cpu())

@@ -296,6 +296,7 @@ def test_autoattack_finds_the_closed_form_of_a_linear_net():
 
 PARTS = [  # classes, attacks, parts that are run, their column
     (3, "apgd", ["apgd-ce"], "apgd"),
+    (3, "apgd_l2", ["apgd-ce"], "apgd_l2"),
     (10, "apgd", ["apgd-ce", "apgd-t"], "apgd"),
     (3, "aa", ["apgd-ce", "fab-t", "square"], "aa"),
     (10, "aa", ["apgd-ce", "apgd-t", "fab-t", "square"], "aa"),
@@ -318,6 +319,7 @@ def test_each_part_attacks_what_is_left(classes, attacks, parts, column, monkeyp
     assert done == [(part, classes - i) for i, part in enumerate(parts)]
     assert result[column] == result["worst"] == percent_of(classes - len(parts), classes)
     assert not set(I.PARTS) & (result.keys() | result["ci95"].keys())
+    assert ("APGD-T is left out" in " ".join(result["notes"])) == ("apgd-t" not in parts)
 
 
 # ==== 5. Attacks on another net, and images =======================================================
