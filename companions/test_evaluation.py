@@ -296,7 +296,6 @@ def test_autoattack_finds_the_closed_form_of_a_linear_net():
 
 PARTS = [  # classes, attacks, parts that are run, their column
     (3, "apgd", ["apgd-ce"], "apgd"),
-    (3, "apgd_l2", ["apgd-ce"], "apgd_l2"),
     (10, "apgd", ["apgd-ce", "apgd-t"], "apgd"),
     (3, "aa", ["apgd-ce", "fab-t", "square"], "aa"),
     (10, "aa", ["apgd-ce", "apgd-t", "fab-t", "square"], "aa"),
@@ -320,6 +319,14 @@ def test_each_part_attacks_what_is_left(classes, attacks, parts, column, monkeyp
     assert result[column] == result["worst"] == percent_of(classes - len(parts), classes)
     assert not set(I.PARTS) & (result.keys() | result["ci95"].keys())
     assert ("APGD-T is left out" in " ".join(result["notes"])) == ("apgd-t" not in parts)
+
+
+@each("attack", ["apgd", "apgd_l2"])
+def test_what_needs_four_classes_is_told_to_be_left_out(attack, monkeypatch):
+    monkeypatch.setattr(autoattack, "attack_by", lambda part, net, x, *others: x)
+    for classes, told in ((3, 1), (4, 0)):
+        notes = I.evaluate(*identity_net(classes), attacks=f"clean,{attack}")["notes"]
+        assert sum("APGD-T is left out" in note for note in notes) == told
 
 
 # ==== 5. Attacks on another net, and images =======================================================
