@@ -1191,7 +1191,7 @@ def test_a_factory_takes_no_normalisation(here, capsys):
     Path("own.py").write_text(ONE_SIZE)
     sys.path_importer_cache.clear()
     for how in ({"norm": "cifar10"}, {"arch": "resnet18"}, {}):
-        I.load_teacher("own.py:net", classes=10, size=16, **how)
+        I.load_teacher("own.py:net", how.get("arch"), 10, size=16, norm=how.get("norm", "none"))
         shown = capsys.readouterr().out
         assert ("own.py:net normalises by itself: --teacher-norm" in shown) == bool(how)
 
