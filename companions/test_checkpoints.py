@@ -1181,7 +1181,7 @@ def test_export_keeps_the_normalisation_that_a_file_holds(here, monkeypatch):
 def test_export_leaves_the_file_that_it_is_made_of(here, monkeypatch):
     writer = pytest.importorskip("safetensors.torch")
     hide(monkeypatch, "onnx")
-    weights = trained_looking("tiny").state_dict() | MEAN
+    weights = prefixed("module.", trained_looking("tiny").state_dict())
     writer.save_file({k: value.contiguous() for k, value in weights.items()}, "t.safetensors")
     before = Path("t.safetensors").read_bytes()
     checkpoints.run_export("t.safetensors")
